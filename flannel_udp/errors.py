@@ -1,0 +1,83 @@
+"""The exceptions of flannel_udp: one tree, so that a caller can catch as widely or as narrowly as it means to.
+
+FlannelUdpError                 every error that is somebody's to mend; str() is the one line that the user reads
+├── UsageError                  a flag or environment variable that cannot be obeyed (exit status 2)
+├── ConfigError                 flannel's network configuration: which key, which value, what would be right
+├── RegistryError               where leases live
+│   ├── RegistryUnavailable     cannot be reached or opened; may work later
+│   ├── NoConfig                holds no network configuration yet
+│   ├── Conflict                compare-and-swap found another revision than expected
+│   └── Compacted               the revision to watch from is gone: take a new snapshot
+├── LeaseError                  a lease that cannot be read, acquired or kept
+│   └── OutOfSubnets            every subnet of the range is leased or reserved
+├── UnderlayError               no external interface, no address, no socket
+├── TunError                    the TUN device cannot be opened or configured
+├── NetlinkError                the kernel refused a link, an address or a route
+├── ControlError                the control socket: no daemon there, or an answer that makes no sense
+├── InstanceError               another instance holds the same state or run directory
+└── LabError                    the lab cannot be built, found or entered
+"""
+
+
+class FlannelUdpError(Exception):
+    """The root of the tree; its text is one line for the user."""
+
+
+class UsageError(FlannelUdpError):
+    """A flag or environment variable cannot be obeyed."""
+
+
+class ConfigError(FlannelUdpError):
+    """flannel's network configuration is wrong."""
+
+
+class RegistryError(FlannelUdpError):
+    """The registry of leases failed."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry cannot be reached now."""
+
+
+class NoConfig(RegistryError):
+    """The registry holds no network configuration."""
+
+
+class Conflict(RegistryError):
+    """A compare-and-swap found another revision than the expected one."""
+
+
+class Compacted(RegistryError):
+    """The changes since the asked-for revision are no longer kept."""
+
+
+class LeaseError(FlannelUdpError):
+    """A lease cannot be read, acquired or kept."""
+
+
+class OutOfSubnets(LeaseError):
+    """No free subnet is left in the configured range."""
+
+
+class UnderlayError(FlannelUdpError):
+    """The external interface or the underlay socket cannot be had."""
+
+
+class TunError(FlannelUdpError):
+    """The TUN device cannot be opened or configured."""
+
+
+class NetlinkError(FlannelUdpError):
+    """The kernel refused a change to links, addresses or routes."""
+
+
+class ControlError(FlannelUdpError):
+    """The control socket did not give a usable answer."""
+
+
+class InstanceError(FlannelUdpError):
+    """Another instance uses the same directories."""
+
+
+class LabError(FlannelUdpError):
+    """The lab cannot be built, found or entered."""
