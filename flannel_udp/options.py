@@ -1,0 +1,297 @@
+"""The node's options: flanneld's flags in Go's syntax, FLANNELD_* variables, and the value that both become.
+
+Only values here: nothing is opened, looked up or created. `parse` gives a NodeOptions, or says that the version or the
+help was asked for, or raises UsageError with the one line that the user reads.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from flannel_udp.errors import UsageError
+
+SourceCheck = Literal["known", "strict", "off"]
+Asked = Literal["version", "help"]
+
+DEFAULT_RUN_DIR = Path("/run/flannel-udp")
+DEFAULT_STATE_DIR = Path("/var/lib/flannel-udp")
+DEFAULT_SUBNET_FILE = Path("/run/flannel/subnet.env")
+DEFAULT_LEASE_TTL = 86400.0
+DEFAULT_RENEW_MARGIN = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """What the daemon was told to do; times are seconds."""
+
+    iface: tuple[str, ...] = ()
+    iface_regex: tuple[str, ...] = ()
+    iface_can_reach: str = ""
+    public_ip: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+    subnet_file: Path = DEFAULT_SUBNET_FILE
+    renew_margin: float = DEFAULT_RENEW_MARGIN
+    lease_ttl: float = DEFAULT_LEASE_TTL
+    registry: str = ""
+    ip_masq: bool = False
+    source_check: SourceCheck = "known"
+    state_dir: Path = DEFAULT_STATE_DIR
+    run_dir: Path = DEFAULT_RUN_DIR
+    verbosity: int = 0
+
+
+def _something(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def _boolean(text: str) -> bool:
+    # The spellings of Go's strconv.ParseBool, no more and no less.
+    if text in {"1", "t", "T", "true", "TRUE", "True"}:
+        return True
+    if text in {"0", "f", "F", "false", "FALSE", "False"}:
+        return False
+    raise ValueError(f"{text!r} is not a boolean: say true or false")
+
+
+def _masquerade(text: str) -> bool:
+    if _boolean(text):
+        raise ValueError("masquerade rules are not built yet (see README, Not yet): say --ip-masq=false")
+    return False
+
+
+def _number(text: str, least: int, most: int, what: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text, re.ASCII) or not least <= int(text) <= most:
+        raise ValueError(f"{text!r} is not {what} from {least} to {most}")
+    return int(text)
+
+
+def _margin(text: str) -> float:
+    return _number(text, 1, 1439, "a number of minutes") * 60.0
+
+
+def _ttl(text: str) -> float:
+    return float(_number(text, 2, 10 * 365 * 86400, "a number of seconds"))
+
+
+def _verbosity(text: str) -> int:
+    return _number(text, 0, 2**31 - 1, "a number")
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{text!r} is not the address of one host")
+    return address
+
+
+def _ipv4(text: str) -> IPv4Address:
+    address = _address(text)
+    if not isinstance(address, IPv4Address):
+        raise ValueError(f"{text!r} is not an IPv4 address: IPv6 goes into --public-ipv6")
+    return address
+
+
+def _ipv6(text: str) -> IPv6Address:
+    address = _address(text)
+    if not isinstance(address, IPv6Address):
+        raise ValueError(f"{text!r} is not an IPv6 address: IPv4 goes into --public-ip")
+    return address
+
+
+def _address_text(text: str) -> str:
+    return str(_address(text))
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_something(text))
+
+
+def _source_check(text: str) -> str:
+    if text not in get_args(SourceCheck):
+        raise ValueError(f"{text!r} is none of {', '.join(get_args(SourceCheck))}")
+    return text
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of the command line: its name, the NodeOptions field it fills, how its text is read, its help."""
+
+    name: str
+    field: str
+    read: Callable[[str], object]
+    meaning: str
+    value: str = ""  # what the usage calls the value; booleans have none
+    repeatable: bool = False
+
+    @property
+    def boolean(self) -> bool:
+        """Go's booleans take a value only after an equals sign."""
+        return not self.value
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that stands for this flag."""
+        return "FLANNELD_" + self.name.upper().replace("-", "_")
+
+
+FLAGS = (
+    Flag("registry", "registry", _something, "where leases live: sqlite:///PATH (required)", "URL"),
+    Flag("iface", "iface", _something, "external interface, by name or address; the first that matches",
+         "NAME|IP", repeatable=True),
+    Flag("iface-regex", "iface_regex", _regex, "the same by pattern, on addresses, then on names; after every --iface",
+         "REGEX", repeatable=True),
+    Flag("iface-can-reach", "iface_can_reach", _address_text, "the interface towards this address, tried last", "IP"),
+    Flag("public-ip", "public_ip", _ipv4, "the IPv4 address told to other nodes (default: the interface's)", "IP"),
+    Flag("public-ipv6", "public_ipv6", _ipv6, "the IPv6 address told to other nodes (default: the interface's)", "IP"),
+    Flag("subnet-file", "subnet_file", _path, f"subnet.env to write (default {DEFAULT_SUBNET_FILE})", "PATH"),
+    Flag("subnet-lease-renew-margin", "renew_margin", _margin,
+         "renew the lease so long before it ends (default 60, or half of a shorter lease)", "MINUTES"),
+    Flag("lease-ttl", "lease_ttl", _ttl, f"life of an unrenewed lease (default {DEFAULT_LEASE_TTL:.0f})", "SECONDS"),
+    Flag("ip-masq", "ip_masq", _masquerade, "masquerade what leaves the overlay; only =false until rules are built"),
+    Flag("source-check", "source_check", _source_check,
+         "whose datagrams to take: of any node that has a lease, only of the one that leases the inner source, of all "
+         "(default known)", "known|strict|off"),
+    Flag("state-dir", "state_dir", _path, f"what must survive a reboot (default {DEFAULT_STATE_DIR})", "DIR"),
+    Flag("run-dir", "run_dir", _path, f"the control socket (default {DEFAULT_RUN_DIR})", "DIR"),
+    Flag("v", "verbosity", _verbosity, "how much to log: 1 adds details, 2 lifts the rate limit too (default 0)", "N"),
+    Flag("version", "", _boolean, "print the version and end"),
+    Flag("help", "", _boolean, "print this and end"),
+)
+
+
+def _unbuilt(part: str, *names: str, value: str = "TEXT", off: str = "") -> Iterator[Flag]:
+    """Flags of flanneld whose part does not exist here yet; a value that leaves the part off is obeyed."""
+    def refuse(text: str) -> str:
+        if text != off if value else _boolean(text):
+            raise ValueError(f"{part} not built yet (see README, Not yet)")
+        return text
+
+    return (Flag(name, "", refuse, "", value) for name in names)
+
+
+UNBUILT = (
+    *_unbuilt("the etcd registry is", *(f"etcd-{name}" for name in (
+        "endpoints", "prefix", "keyfile", "certfile", "cafile", "username", "password"))),
+    *_unbuilt("the Kubernetes subnet manager is", "kube-subnet-mgr", "set-node-network-unavailable", value=""),
+    *_unbuilt("the Kubernetes subnet manager is",
+              "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path"),
+    *_unbuilt("firewall rules are", "ip-masq-fully-random-disable", "iptables-forward-rules", value=""),
+    *_unbuilt("firewall rules are", "iptables-resync"),
+    *_unbuilt("the blackhole route is", "ip-blackhole-route", value=""),
+    *_unbuilt("the health server is", "healthz-ip"),
+    *_unbuilt("the health server is", "healthz-port", off="0"),
+    *_unbuilt("logging by source file is", "vmodule", "log_backtrace_at"),
+)
+
+_BY_NAME = {flag.name: flag for flag in (*FLAGS, *UNBUILT)} | {"h": FLAGS[-1]}
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> NodeOptions | Asked:
+    """Read the words after `run` and the environment; the command line wins over the environment."""
+    given = _from_argv(argv)
+    for name, (text, origin) in _from_environ(environ).items():
+        given.setdefault(name, [(text, origin)])
+    if asked := _asked(given):
+        return asked
+    values: dict[str, Any] = {}
+    for name, texts in given.items():
+        flag = _BY_NAME[name]
+        read = [_read(flag, text, origin) for text, origin in texts]
+        if flag.field:
+            values[flag.field] = tuple(read) if flag.repeatable else read[-1]
+    return _checked(values, given)
+
+
+def usage() -> str:
+    """The help of `flannel-udp run`: every flag, its variable and its meaning."""
+    lines = ["usage: flannel-udp run --registry URL [flags]", "",
+             "Flags as in Go: -x is --x; --flag=value or --flag value; a boolean is set false by --flag=false.",
+             "Each may stand in the environment, --public-ip as FLANNELD_PUBLIC_IP; the command line wins.", ""]
+    for flag in FLAGS:
+        repeat = " (repeatable)" if flag.repeatable else ""
+        lines += [f"  --{flag.name}{' ' + flag.value if flag.value else ''}{repeat}", f"        {flag.meaning}"]
+    return "\n".join(lines)
+
+
+Given = dict[str, list[tuple[str, str]]]  # flag -> (text, how the user wrote the flag), in order
+
+
+def _from_argv(argv: Sequence[str]) -> Given:
+    """Split the command line as Go's flag package does; every word must belong to a flag."""
+    given: Given = {}
+    words = iter(argv)
+    for word in words:
+        if word in {"-", "--"} or not word.startswith("-"):
+            raise UsageError(f"unexpected argument {word!r}: run takes flags only")
+        name, equals, text = word.removeprefix("-").removeprefix("-").partition("=")
+        origin = f"--{name}"
+        boolean = _known(name).boolean
+        if not equals:
+            following = "true" if boolean else next(words, None)
+            if following is None:
+                raise UsageError(f"{origin} needs a value")
+            text = following
+        given.setdefault("help" if name == "h" else name, []).append((text, origin))
+    return given
+
+
+def _known(name: str) -> Flag:
+    if flag := _BY_NAME.get(name):
+        return flag
+    import difflib  # only for the user who mistyped
+
+    near = difflib.get_close_matches(name, _BY_NAME, 1)
+    raise UsageError(f"unknown flag --{name}" + (f": did you mean --{near[0]}?" if near else ""))
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Take the FLANNELD_* variables that name a flag.
+
+    An empty one counts as unset, as with flanneld. Others are left alone: Kubernetes itself puts FLANNELD_SERVICE_HOST
+    into the environment of every pod beside a service of that name.
+    """
+    return {flag.name: (text, flag.variable) for flag in (*FLAGS, *UNBUILT) if (text := environ.get(flag.variable, ""))}
+
+
+def _asked(given: Given) -> Asked | None:
+    asked: tuple[Asked, ...] = ("help", "version")
+    return next((name for name in asked if name in given and _read(_BY_NAME[name], *given[name][-1])), None)
+
+
+def _read(flag: Flag, text: str, origin: str) -> object:
+    try:
+        return flag.read(text)
+    except ValueError as error:
+        raise UsageError(f"{origin}: {error}") from None
+
+
+def _checked(values: dict[str, Any], given: Given) -> NodeOptions:
+    """Check what no single flag can know of the others."""
+    if "registry" not in values:
+        raise UsageError("--registry is missing: say where leases live, for example --registry "
+                         "sqlite:///var/lib/flannel-udp/registry.db (or in FLANNELD_REGISTRY)")
+    ttl = values.get("lease_ttl", DEFAULT_LEASE_TTL)
+    if "renew_margin" not in values:
+        values["renew_margin"] = min(DEFAULT_RENEW_MARGIN, ttl / 2)
+    elif values["renew_margin"] >= ttl:
+        origin = given["subnet-lease-renew-margin"][-1][1]
+        raise UsageError(f"{origin}: {values['renew_margin'] / 60:.0f} minutes are no less than the lease's {ttl:.0f} "
+                         "seconds (--lease-ttl)")
+    return NodeOptions(**values)

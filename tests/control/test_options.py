@@ -1,0 +1,154 @@
+"""options: Go's flag syntax, FLANNELD_* variables, and every refusal in one line that names what was refused."""
+
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from flannel_udp import options
+from flannel_udp.errors import UsageError
+from flannel_udp.options import NodeOptions, parse
+
+REGISTRY = ["--registry", "sqlite:///x.db"]
+
+
+def parsed(*argv: str, **environ: str) -> NodeOptions:
+    result = parse([*REGISTRY, *argv], environ)
+    assert isinstance(result, NodeOptions)
+    return result
+
+
+def refusal(*argv: str, **environ: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse([*REGISTRY, *argv], environ)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_nothing_said_gives_flannels_defaults() -> None:
+    assert parsed() == NodeOptions(registry="sqlite:///x.db")
+    assert parsed().subnet_file == Path("/run/flannel/subnet.env")
+    assert (parsed().renew_margin, parsed().lease_ttl) == (3600.0, 86400.0)
+
+
+@pytest.mark.parametrize("words", [["-iface", "eth0"], ["--iface", "eth0"], ["-iface=eth0"], ["--iface=eth0"]])
+def test_one_and_two_dashes_equals_sign_and_next_word_are_the_same(words: list[str]) -> None:
+    assert parsed(*words).iface == ("eth0",)
+
+
+def test_every_flag_reaches_its_field() -> None:
+    got = parsed(
+        "-iface=eth0", "-iface=192.0.2.1", "--iface-regex", "eth.*", "--iface-regex=^10\\.",
+        "-iface-can-reach", "192.0.2.9", "-public-ip=192.0.2.2", "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
+        "-subnet-lease-renew-margin=5", "-ip-masq=false", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
+        "--run-dir=/tmp/r",
+    )
+    assert got == NodeOptions(
+        registry="sqlite:///x.db", iface=("eth0", "192.0.2.1"), iface_regex=("eth.*", "^10\\."),
+        iface_can_reach="192.0.2.9", public_ip=IPv4Address("192.0.2.2"), public_ipv6=IPv6Address("2001:db8::2"),
+        subnet_file=Path("/tmp/subnet.env"), renew_margin=300.0, lease_ttl=900.0, source_check="strict",
+        state_dir=Path("/tmp/s"), run_dir=Path("/tmp/r"), verbosity=3,
+    )
+
+
+def test_the_last_of_a_flag_that_does_not_repeat_wins() -> None:
+    assert parsed("-v=1", "-v", "2").verbosity == 2
+
+
+def test_a_value_may_look_like_a_flag_and_may_hold_an_equals_sign() -> None:
+    assert parsed("--iface-regex", "-eth=0").iface_regex == ("-eth=0",)
+    assert parsed("--iface-regex=a=b").iface_regex == ("a=b",)
+
+
+@pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
+def test_booleans_are_gos(text: str) -> None:
+    assert parsed(f"--ip-masq={text}").ip_masq is False
+
+
+def test_a_boolean_takes_no_following_word() -> None:
+    assert "'false'" in refusal("--version=false", "--ip-masq=false", "false")
+
+
+def test_environment_stands_for_every_flag_and_the_command_line_wins() -> None:
+    environ = {"FLANNELD_PUBLIC_IP": "192.0.2.7", "FLANNELD_IFACE": "a,b", "FLANNELD_V": "1", "FLANNELD_RUN_DIR": ""}
+    got = parsed("--iface=c", **environ)
+    assert (got.public_ip, got.iface, got.verbosity) == (IPv4Address("192.0.2.7"), ("c",), 1)
+    assert got.run_dir == options.DEFAULT_RUN_DIR
+    assert parsed(FLANNELD_IFACE="a,b").iface == ("a,b",)  # one value, never split
+    assert parse([], {"FLANNELD_REGISTRY": "sqlite:///y"}) == NodeOptions(registry="sqlite:///y")
+
+
+def test_a_bad_variable_is_named_unless_the_command_line_replaces_it() -> None:
+    assert refusal(FLANNELD_PUBLIC_IP="nowhere").startswith("FLANNELD_PUBLIC_IP: 'nowhere'")
+    assert parsed("--public-ip=192.0.2.1", FLANNELD_PUBLIC_IP="nowhere").public_ip == IPv4Address("192.0.2.1")
+
+
+def test_variables_that_name_no_flag_are_left_alone() -> None:
+    assert parsed(FLANNELD_SERVICE_HOST="10.0.0.1") == parsed()
+
+
+@pytest.mark.parametrize(("word", "told"), [
+    ("--subnet-lease-renew-margin=0", "'0' is not a number of minutes from 1 to 1439"),
+    ("--subnet-lease-renew-margin=1440", "1439"),
+    ("--subnet-lease-renew-margin=1h", "'1h'"),
+    ("--public-ip=2001:db8::1", "--public-ipv6"),
+    ("--public-ip=0.0.0.0", "one host"),
+    ("--public-ipv6=192.0.2.1", "--public-ip"),
+    ("--iface-can-reach=example", "not an IP address"),
+    ("--iface-regex=(", "regular expression"),
+    ("--iface=", "must not be empty"),
+    ("--source-check=maybe", "known, strict, off"),
+    ("--lease-ttl=1", "seconds from 2"),
+    ("--v=x", "'x'"),
+    ("--v=1\u0663", "is not a number"),
+    ("--run-dir=", "must not be empty"),
+    ("--ip-masq=yes", "true or false"),
+    ("--ip-masq", "not built yet"),
+    ("--ip-masq=true", "not built yet"),
+    ("--etcd-endpoints=http://e:2379", "the etcd registry is not built yet"),
+    ("--kube-subnet-mgr", "the Kubernetes subnet manager is not built yet"),
+    ("--iptables-forward-rules=true", "firewall rules are not built yet"),
+    ("--healthz-port=8080", "the health server is not built yet"),
+])
+def test_a_bad_value_is_refused_by_the_flags_name(word: str, told: str) -> None:
+    text = refusal(word)
+    assert text.startswith(word.partition("=")[0] + ": ")
+    assert told in text
+
+
+def test_flags_of_unbuilt_parts_are_obeyed_where_they_ask_for_nothing() -> None:
+    words = ("--kube-subnet-mgr=false", "--iptables-forward-rules=false", "--healthz-port=0", "--etcd-prefix=")
+    assert parsed(*words) == parsed()
+    assert "FLANNELD_ETCD_ENDPOINTS" in refusal(FLANNELD_ETCD_ENDPOINTS="http://e:2379")
+
+
+def test_unknown_words_are_refused_with_a_guess() -> None:
+    assert refusal("--pubic-ip=192.0.2.1") == "unknown flag --pubic-ip: did you mean --public-ip?"
+    assert "'stray'" in refusal("stray")
+    assert "takes flags only" in refusal("--")
+    assert refusal("--iface") == "--iface needs a value"
+
+
+def test_without_a_registry_the_line_says_what_to_say() -> None:
+    with pytest.raises(UsageError, match=r"--registry is missing.*sqlite:///"):
+        parse([], {})
+
+
+def test_the_margin_is_less_than_the_lease() -> None:
+    assert parsed("--lease-ttl=10").renew_margin == 5.0
+    assert "--lease-ttl" in refusal("--lease-ttl=60", "--subnet-lease-renew-margin=1")
+
+
+@pytest.mark.parametrize("word", ["-h", "--help", "-help"])
+def test_help_is_asked_for(word: str) -> None:
+    assert parse([word], {}) == "help"
+
+
+def test_version_is_asked_for_by_flag_or_variable() -> None:
+    assert parse(["-version"], {}) == "version"
+    assert parse([], {"FLANNELD_VERSION": "true"}) == "version"
+
+
+def test_the_usage_tells_every_flag_and_no_field_is_without_one() -> None:
+    assert all(f"  --{flag.name}" in options.usage() for flag in options.FLAGS)
+    assert {flag.field for flag in options.FLAGS} - {""} == set(NodeOptions.__dataclass_fields__)
