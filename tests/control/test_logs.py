@@ -44,8 +44,8 @@ def test_a_line_holds_time_level_room_event_and_fields_in_order(lines: Callable[
 @pytest.mark.parametrize(("value", "written"), [
     ("eth0", "eth0"), ("", '""'), ("a b", '"a b"'), ("a=b", '"a=b"'), ('say "x"', '"say \\"x\\""'),
     ("a\\b", '"a\\\\b"'), ("two\nlines\r\t", '"two\\nlines\\r\\t"'), ("\x1b[31m", '"\\u001b[31m"'),
-    ("\u2028", '"\\u2028"'), ("größe", "größe"), ("\U000e0001", '"\\U000e0001"'), (1.5, "1.5"), (True, "true"), (1, "1"),
-    (OSError(13, "denied"), '"[Errno 13] denied"'),
+    ("\u2028", '"\\u2028"'), ("größe", "größe"), ("\U000e0001", '"\\U000e0001"'), (1.5, "1.5"), (True, "true"),
+    (1, "1"), (OSError(13, "denied"), '"[Errno 13] denied"'),
 ])
 def test_values_stay_on_their_line(value: object, written: str) -> None:
     assert logs.quoted(value) == written

@@ -39,7 +39,8 @@ def test_one_and_two_dashes_equals_sign_and_next_word_are_the_same(words: list[s
 def test_every_flag_reaches_its_field() -> None:
     got = parsed(
         "-iface=eth0", "-iface=192.0.2.1", "--iface-regex", "eth.*", "--iface-regex=^10\\.",
-        "-iface-can-reach", "192.0.2.9", "-public-ip=192.0.2.2", "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
+        "-iface-can-reach", "192.0.2.9", "-public-ip=192.0.2.2",
+        "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
         "-subnet-lease-renew-margin=5", "-ip-masq=false", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
         "--run-dir=/tmp/r",
     )
