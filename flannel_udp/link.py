@@ -1,0 +1,60 @@
+"""Links, their addresses and routes as values: what netlink.py reads from the kernel and posts when it changes."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Literal, TypeAlias
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Interface: TypeAlias = IPv4Interface | IPv6Interface
+Network: TypeAlias = IPv4Network | IPv6Network
+EventKind: TypeAlias = Literal["link", "link gone", "address", "address gone", "lost"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface."""
+
+    index: int
+    name: str
+    mtu: int
+    up: bool
+    kind: str = ""
+    """What the kernel calls its type ("tun", "veth", "bridge"); empty for hardware and lo."""
+    mac: str = ""
+    master: int | None = None
+
+
+@dataclass(frozen=True)
+class LinkAddress:
+    """An address of a link."""
+
+    index: int
+    interface: Interface
+    permanent: bool = True
+    deprecated: bool = False
+    temporary: bool = False
+    """An IPv6 privacy address (RFC 8981)."""
+
+    @property
+    def ip(self) -> Address:
+        """The address without its prefix length."""
+        return self.interface.ip
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where packets for a network leave; network None is the default route."""
+
+    network: Network | None
+    index: int | None
+    gateway: Address | None = None
+    source: Address | None = None
+
+
+@dataclass(frozen=True)
+class LinkEvent:
+    """Something about links or addresses changed; "lost" says that events were missed and all must be read anew."""
+
+    kind: EventKind
+    index: int = 0
+    name: str = ""
