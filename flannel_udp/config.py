@@ -1,0 +1,273 @@
+"""flannel's network configuration: JSON text in, a checked value out, or one line that says what is wrong.
+
+The JSON is read as Go's encoding/json reads it into flannel's struct: a key matches whatever its case, unknown keys are
+ignored, the last of several equal keys counts, types are strict (`24` is a number, `"24"` is not), and null leaves a
+flag or number unset while for an address it is an error. After that come flannel's own rules and defaults, and
+one rule that flannel forgets: a range whose end lies before its start is refused here, not at the first lease.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+from flannel_udp.errors import ConfigError
+
+# flannel's backends; which of them this program has is for the table in backend/ to say.
+BACKEND_TYPES: Final = ("udp", "vxlan", "host-gw", "wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc")
+UDP_PORT_DEFAULT: Final = 8285  # specification: flannel's backend.md
+# 68 is the least MTU of IPv4 (RFC 791, 3.2) and of a Linux device; 28 is what IPv4 and UDP put around it.
+UDP_MTU_MIN: Final = 68 + 28
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A valid network configuration, defaults filled in; a family that is not enabled has no network and length 0."""
+
+    enable_ipv4: bool
+    enable_ipv6: bool
+    enable_nftables: bool
+    network: IPv4Network | None
+    subnet_len: int
+    subnet_min: IPv4Address | None
+    subnet_max: IPv4Address | None
+    ipv6_network: IPv6Network | None
+    ipv6_subnet_len: int
+    ipv6_subnet_min: IPv6Address | None
+    ipv6_subnet_max: IPv6Address | None
+    backend_type: str
+    backend: Mapping[str, Any] = field(hash=False)
+    text: str
+
+
+@dataclass(frozen=True)
+class UdpConfig:
+    """The udp backend's keys. `mtu` stands for the external interface's MTU, from which the overhead is taken off,
+    as flannel's vxlan has it; None: ask the interface.
+    """
+
+    port: int = UDP_PORT_DEFAULT
+    mtu: int | None = None
+
+
+N = TypeVar("N", IPv4Network, IPv6Network)
+A = TypeVar("A", IPv4Address, IPv6Address)
+
+
+@dataclass(frozen=True)
+class _Family(Generic[N, A]):
+    """What differs between the IPv4 keys and their IPv6 twins."""
+
+    prefix: str
+    bits: int
+    default_len: int
+    example: str
+    make_network: Callable[[tuple[int, int]], N]
+    make_address: Callable[[str | int], A]
+
+
+_V4: Final = _Family("", 32, 24, "10.5.0.0/16", lambda pair: IPv4Network(pair, strict=False), IPv4Address)
+_V6: Final = _Family("IPv6", 128, 64, "fd00:5::/48", lambda pair: IPv6Network(pair, strict=False), IPv6Address)
+
+
+def parse_network_config(text: str | bytes) -> NetworkConfig:
+    """Read, check and complete flannel's configuration; ConfigError names key, value and what would be right."""
+    text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    fields = _read_fields(_read_object(text), _READERS)
+    enable4, enable6 = fields.get("EnableIPv4", True), fields.get("EnableIPv6", False)
+    if not enable4 and not enable6:
+        raise ConfigError("EnableIPv4 false, EnableIPv6 false: at least one address family must be enabled")
+    network, length, low, high = _check_family(fields, _V4) if enable4 else (None, 0, None, None)
+    ipv6_network, ipv6_length, ipv6_low, ipv6_high = _check_family(fields, _V6) if enable6 else (None, 0, None, None)
+    backend = fields.get("Backend")
+    config = NetworkConfig(
+        enable_ipv4=enable4,
+        enable_ipv6=enable6,
+        enable_nftables=fields.get("EnableNFTables", False),
+        network=network,
+        subnet_len=length,
+        subnet_min=low,
+        subnet_max=high,
+        ipv6_network=ipv6_network,
+        ipv6_subnet_len=ipv6_length,
+        ipv6_subnet_min=ipv6_low,
+        ipv6_subnet_max=ipv6_high,
+        backend_type=_backend_type(backend),
+        backend=backend or {},
+        text=text,
+    )
+    if config.backend_type == "udp":
+        parse_udp_config(config)
+    return config
+
+
+def parse_udp_config(config: NetworkConfig) -> UdpConfig:
+    """Read the udp backend's own keys from `Backend`."""
+    if not config.enable_ipv4:
+        raise ConfigError('EnableIPv4 false: the backend "udp" carries IPv4 only; enable it or choose another backend')
+    fields = _read_fields(config.backend, {"port": ("Port", _read_int), "mtu": ("MTU", _read_int)}, "Backend.")
+    port, mtu = fields.get("Port", UDP_PORT_DEFAULT), fields.get("MTU", 0)
+    if not 1 <= port <= 65535:
+        _refuse("Backend.Port", port, "a UDP port from 1 to 65535")
+    if mtu and not UDP_MTU_MIN <= mtu <= 65535:
+        _refuse("Backend.MTU", mtu, f"the underlay's MTU, from {UDP_MTU_MIN} to 65535, or 0 to ask the interface")
+    return UdpConfig(port, mtu or None)
+
+
+def _backend_type(backend: Mapping[str, Any] | None) -> str:
+    if backend is None:
+        return "udp"  # flannel's code; its documentation says vxlan
+    kind: str = _read_fields(backend, {"type": ("Type", _read_text)}, "Backend.").get("Type", "")
+    if kind.lower() not in BACKEND_TYPES:
+        _refuse("Backend.Type", kind, f"unknown backend type; flannel knows {', '.join(BACKEND_TYPES)}")
+    return kind.lower()
+
+
+def _check_family(fields: Mapping[str, Any], family: _Family[N, A]) -> tuple[N, int, A, A]:
+    """Apply flannel's rules and defaults for one address family: network, subnet length, first and last subnet."""
+    key = f"{family.prefix}Network"
+    network: N | None = fields.get(key)
+    if network is None:
+        raise ConfigError(f'{key} is missing: give the overlay network, for example "{family.example}"')
+    if network.prefixlen == 0:
+        _refuse(key, str(network), f'the whole address space cannot be the overlay; for example "{family.example}"')
+    length = _subnet_len(fields.get(f"{family.prefix}SubnetLen", 0), network, family)
+    size = 1 << (family.bits - length)
+    low_key, high_key = f"{family.prefix}SubnetMin", f"{family.prefix}SubnetMax"
+    # The first subnet is left out: its address is the network's own, which a bridge must not have.
+    low = fields.get(low_key) or family.make_address(int(network.network_address) + size)
+    high = fields.get(high_key) or family.make_address(int(network.broadcast_address) + 1 - size)
+    for name, bound in ((low_key, low), (high_key, high)):
+        if bound not in network:
+            _refuse(name, str(bound), f"an address in {key} {network}")
+        if int(bound) % size:
+            nearest = family.make_address(int(bound) // size * size)
+            _refuse(name, str(bound), f"the first address of a /{length} subnet, for example {nearest}")
+    if low > high:
+        _refuse(low_key, str(low), f"not above {high_key} {high}")
+    return network, length, low, high
+
+
+def _subnet_len(length: int, network: N, family: _Family[N, A]) -> int:
+    key, shortest, longest = f"{family.prefix}SubnetLen", network.prefixlen + 2, family.bits - 2
+    if shortest > longest:
+        _refuse(f"{family.prefix}Network", str(network), f"too small to hold four subnets; at most /{longest - 2}")
+    if not length:
+        return max(family.default_len, shortest)
+    if length > longest:
+        _refuse(key, length, f"from {shortest} to {longest}: a subnet needs addresses for a tunnel and a bridge")
+    if length < shortest:
+        _refuse(key, length, f"from {shortest} to {longest}: {family.prefix}Network {network} must hold four subnets")
+    return length
+
+
+# Reading JSON the way Go does.
+
+_Reader = Callable[[str, object], Any]
+
+
+def _read_object(text: str) -> dict[str, Any]:
+    """Decode JSON whose top is an object; of equal keys the last stays, in the last one's place."""
+
+    def keep_last(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            result.pop(key, None)
+            result[key] = value
+        return result
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        value = json.loads(text, object_pairs_hook=keep_last, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"network configuration is not JSON: {problem}") from None
+    if not isinstance(value, dict):
+        _refuse("network configuration", value, 'a JSON object, for example {"Network": "10.5.0.0/16"}')
+    return value
+
+
+def _read_fields(obj: Mapping[str, Any], readers: Mapping[str, tuple[str, _Reader]], path: str = "") -> dict[str, Any]:
+    """Pick the known keys, whatever their case, each through its reader; a reader's None leaves the key unset."""
+    fields: dict[str, Any] = {}
+    for key, value in obj.items():
+        name, reader = readers.get(key.casefold(), ("", _read_text))
+        if name and (result := reader(path + name, value)) is not None:
+            fields[name] = result
+    return fields
+
+
+def _read_bool(key: str, value: object) -> bool | None:
+    return value if value is None or isinstance(value, bool) else _refuse(key, value, "true or false, without quotes")
+
+
+def _read_int(key: str, value: object) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    return _refuse(key, value, "a whole number, without quotes, sign, dot or exponent")
+
+
+def _read_text(key: str, value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else _refuse(key, value, "a text in quotes")
+
+
+def _read_dict(key: str, value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else _refuse(key, value, 'an object, for example {"Type": "udp"}')
+
+
+def _read_network(family: _Family[N, A]) -> _Reader:
+    def read(key: str, value: object) -> N:
+        right = f'an address, a slash and a length in quotes, for example "{family.example}"'
+        address, _, length = value.partition("/") if isinstance(value, str) else ("", "", "")
+        if not (length.isascii() and length.isdigit() and int(length) <= family.bits and "%" not in address):
+            _refuse(key, value, right)
+        try:
+            return family.make_network((int(family.make_address(address)), int(length)))
+        except ValueError:
+            _refuse(key, value, right)
+
+    return read
+
+
+def _read_bound(family: _Family[N, A], optional: bool) -> _Reader:
+    def read(key: str, value: object) -> A | None:
+        if value is None and optional:
+            return None  # IPv6 bounds are pointers in flannel's struct: null unsets them
+        right = f'an address in quotes, for example "{family.example.partition("/")[0]}"'
+        if not isinstance(value, str) or "%" in value:
+            _refuse(key, value, right)
+        try:
+            return family.make_address(value) if int(family.make_address(value)) else None
+        except ValueError:
+            _refuse(key, value, right)
+
+    return read
+
+
+_READERS: Final[Mapping[str, tuple[str, _Reader]]] = {
+    name.casefold(): (name, reader)
+    for name, reader in (
+        ("EnableIPv4", _read_bool),
+        ("EnableIPv6", _read_bool),
+        ("EnableNFTables", _read_bool),
+        ("Network", _read_network(_V4)),
+        ("IPv6Network", _read_network(_V6)),
+        ("SubnetLen", _read_int),
+        ("IPv6SubnetLen", _read_int),
+        ("SubnetMin", _read_bound(_V4, optional=False)),
+        ("SubnetMax", _read_bound(_V4, optional=False)),
+        ("IPv6SubnetMin", _read_bound(_V6, optional=True)),
+        ("IPv6SubnetMax", _read_bound(_V6, optional=True)),
+        ("Backend", _read_dict),
+    )
+}
+
+
+def _refuse(key: str, value: object, right: str) -> NoReturn:
+    shown = json.dumps(value, ensure_ascii=True)
+    raise ConfigError(f"{key} {shown if len(shown) <= 80 else shown[:77] + '...'}: {right}")
