@@ -1,0 +1,87 @@
+"""Who gets which subnet: the protocol of a subnet manager, and the events that it posts.
+
+A manager finds the network configuration, holds this node's lease and follows its peers'. leased.py chooses a subnet
+itself and keeps it in a registry; a manager whose subnets are given by somebody else fits the same protocol. The daemon
+sees nothing but this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flannel_udp.config import NetworkConfig
+    from flannel_udp.lease import Lease, LeaseAttrs
+
+
+@dataclass(frozen=True)
+class PeersReset:
+    """All peers; what is not among them is gone. Posted first."""
+
+    leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True)
+class PeersChanged:
+    """Peers that came or changed, and peers that went. Apply `deleted` first: a subnet may move between two leases."""
+
+    put: tuple[Lease, ...]
+    deleted: tuple[Lease, ...]
+
+
+@dataclass(frozen=True)
+class OwnLeaseChanged:
+    """Somebody else wrote this node's lease, which is still this node's."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class OwnLeaseLost:
+    """This node's lease expired, was deleted or now belongs to another; acquire() again."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ConfigChanged:
+    """The network configuration is another than config() gave; None: no valid one, and `problem` says why."""
+
+    config: NetworkConfig | None
+    problem: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something for the log: `cause` is a fixed word per kind of trouble, `detail` the line for the user."""
+
+    cause: str
+    detail: str
+
+
+SubnetEvent: TypeAlias = PeersReset | PeersChanged | OwnLeaseChanged | OwnLeaseLost | ConfigChanged | Trouble
+
+
+class SubnetManager(Protocol):
+    """Gives this node its subnet, keeps it, and tells of peers."""
+
+    def config(self) -> NetworkConfig:
+        """Return the network configuration; raises RegistryUnavailable, NoConfig, ConfigError."""
+
+    def acquire(self, attrs: LeaseAttrs) -> Lease:
+        """Get a lease for this node, the one it had if possible; raises OutOfSubnets, LeaseError, RegistryError."""
+
+    def update(self, attrs: LeaseAttrs) -> Lease:
+        """Write new attributes to the own lease; raises LeaseError if there is none any more."""
+
+    def events(self, post: Callable[[SubnetEvent], None]) -> None:
+        """Start following peers and renewing, in threads of the manager's own; `post` must not block."""
+
+    def release(self) -> None:
+        """Give the own lease back, so that its subnet is free at once."""
+
+    def close(self) -> None:
+        """End all threads within a second; idempotent."""
