@@ -1,0 +1,1 @@
+"""The tests: dataplane (a file per room), control (a file per module), netns (real devices), interop (others)."""

@@ -1,0 +1,63 @@
+"""What every test may use: conditions that the machine must fulfil, and waiting for something to become true."""
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from flannel_udp.lab import namespace
+
+T = TypeVar("T")
+
+DEADLINE = 30.0
+"""Seconds after which something that ought to happen is held not to happen: generous, for nothing waits it out."""
+
+
+def require(condition: object, missing: str) -> None:
+    """Skip this test, saying what is `missing`, unless `condition` holds. With CI=true in the environment fail."""
+    if condition:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI must have what this test needs: {missing}", pytrace=False)
+    pytest.skip(missing)
+
+
+def require_commands(*names: str) -> None:
+    """Require programs of the system, found in PATH."""
+    missing = [name for name in names if shutil.which(name) is None]
+    require(not missing, f"needs the commands {', '.join(missing)} (Debian: iproute2, iputils-ping, util-linux)")
+
+
+def require_namespaces() -> None:
+    """Require the right to make network namespaces in this process."""
+    try:
+        with namespace.created("net") as place:
+            place.close()
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise
+        require(False, "needs root, or a user namespace: unshare --user --map-root-user --mount pytest ...")
+
+
+def require_tun() -> None:
+    """Require TUN devices, beside the namespaces to put them in."""
+    require_namespaces()
+    require(Path("/dev/net/tun").exists(), "needs /dev/net/tun (modprobe tun)")
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        require(False, f"needs /dev/net/tun to open: {error.strerror}")
+
+
+def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
+    """Wait until `condition` is true and return its value; fail with `what` was waited for when the deadline passes."""
+    end = time.monotonic() + deadline
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {deadline:.0f} s in vain: {what}"
+        time.sleep(0.01)
+    return value
