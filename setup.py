@@ -23,6 +23,8 @@ COMPILE = ["-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"]
 COMPILE += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if SANITIZE else ["-O3", "-g0"]
 COMPILE += ["-Werror"] if STRICT else []
 LINK = ["-fsanitize=address,undefined"] if SANITIZE else []
+# A folder per kind of build: what one kind translated must not pass for up to date in another.
+GENERATED = "build/cython" + ("-sanitized" if SANITIZE else "-strict" if STRICT else "")
 
 
 def extension(module: str, source: str) -> Extension:
@@ -44,7 +46,8 @@ def translated() -> list[Extension]:
         extensions = cythonize(
             [extension("_dataplane", "worker.pyx"), extension("_probe", "probe.pyx")],
             include_path=["src"],
-            build_dir="build/cython-sanitized" if SANITIZE else "build/cython",
+            build_dir=GENERATED,
+            force=STRICT,  # a second try must remark again upon what ended the first
             compiler_directives={"language_level": "3str", "boundscheck": False, "wraparound": False,
                                  "cdivision": True, "initializedcheck": False, "freethreading_compatible": True},
         )

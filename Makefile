@@ -1,0 +1,100 @@
+# Everything that a developer does here. `make help` lists it.
+#
+# Nothing has to stand ready but Python >= 3.11, make, and root or a password-less sudo for packages that are missing.
+# PYTHON=/path/to/python3 chooses the Python of a new .venv.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Not `python -m` without -P: the project's folder would come first on the path and shadow the build under test.
+PYTEST := $(BIN)/python -P -m pytest
+BUILD_INPUTS := setup.py $(wildcard src/*.pyx src/*.pxd src/*/*.pxd)
+N ?= 1000000
+
+.PHONY: all demo test lint strict sanitized fuzz bench clean distclean help prepare-build prepare-lab prepare-test
+
+all: prepare-build build/.built  ## build flannel-udp into .venv (editable)
+
+demo: prepare-lab all  ## the lab: containers on three nodes talk, explained step by step
+	$(BIN)/flannel-udp lab demo
+
+# The heavy builds go side by side; the line that counts the tests comes last.
+test: prepare-test all  ## lint, strict build, the data plane under sanitizers, every test
+	$(MAKE) --no-print-directory -j2 --output-sync=target lint strict build/sanitized/.built
+	$(MAKE) --no-print-directory sanitized
+	$(PYTEST)
+
+lint: all  ## ruff, mypy --strict, cython-lint
+	$(BIN)/ruff check --quiet
+	$(BIN)/mypy
+	$(BIN)/cython-lint src
+
+strict: build/strict/.built  ## a build that any warning of Cython or gcc ends
+
+# Leaks are not looked for: the interpreter gives back next to nothing when it ends, and would drown ours.
+sanitized: build/sanitized/.built  ## the data-plane tests under the address and undefined-behaviour sanitizers
+	$(SANITIZED) $(PYTEST) -q tests/dataplane
+
+fuzz: all build/sanitized/.built  ## N=... mutated datagrams through both doors, under the sanitizers
+	FLANNEL_UDP_FUZZ=$(N) $(SANITIZED) $(PYTEST) --timeout=0 -q tests/dataplane/test_fuzz.py
+
+bench: all  ## benchmarks (pytest-benchmark)
+	$(PYTEST) benchmarks
+
+clean:  ## remove what was built, and caches
+	rm -rf build dist *.egg-info flannel_udp/*.so .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find flannel_udp tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf $(VENV)
+
+help:  ## list the targets
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+# -- what this machine must have --------------------------------------------------------------------------------------
+
+FOUND_PYTHON = $$(.ci/python $(PYTHON))
+
+prepare-build:
+	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build
+
+prepare-lab:
+	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab
+
+prepare-test:
+	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab test
+
+# -- builds -----------------------------------------------------------------------------------------------------------
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What pyproject.toml says a build needs, so that the versions stand in one place.
+REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+
+$(VENV)/.made: | prepare-build
+	python=$(FOUND_PYTHON) && "$$python" -m venv $(VENV)
+	touch $@
+
+build/.installed: pyproject.toml $(VENV)/.made | prepare-build
+	$(BIN)/python -c '$(REQUIRES)' | $(PIP) install --quiet -r /dev/stdin
+	$(PIP) install --quiet --no-build-isolation --editable '.[test]'
+	mkdir -p build && touch $@
+
+build/.built: build/.installed $(BUILD_INPUTS)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+build/strict/.built: build/.installed $(BUILD_INPUTS)
+	FLANNEL_UDP_STRICT=1 $(BIN)/python setup.py --quiet build_ext --build-temp build/strict --build-lib build/strict
+	touch $@
+
+# The Python files are copied along, since a package is found in one folder only.
+build/sanitized/.built: build/.installed $(BUILD_INPUTS) $(wildcard flannel_udp/*.py flannel_udp/*/*.py)
+	FLANNEL_UDP_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitized-tmp --build-lib build/sanitized
+	touch $@
+
+# tests/dataplane/conftest.py fails unless the modules really come from this folder, with the sanitizers in them.
+SANITIZED = PYTHONPATH=$(CURDIR)/build/sanitized FLANNEL_UDP_SANITIZED=$(CURDIR)/build/sanitized \
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
