@@ -8,6 +8,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_interface, ip_network
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeAlias
 
 from pyroute2 import IPRoute
-from pyroute2.netlink import exceptions, rtnl
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, exceptions, rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from flannel_udp.errors import NetlinkError
@@ -31,6 +32,8 @@ ABSENT = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT)
 
 class Links:
     """The links, addresses and routes of one network namespace. To be used by one thread, and closed."""
+
+    IFLA_INET_CONF, IFLA_AF_SPEC = 1, 26  # linux/ip.h, linux/if_link.h
 
     def __init__(self) -> None:
         try:
@@ -73,12 +76,12 @@ class Links:
 
     def delete_link(self, index: int) -> bool:
         """Delete a link; False if there is none."""
-        return self._ask(f"delete link {index}", "link", "del", absent=ABSENT, index=index) is not None
+        return self._ask(f"delete {_name(index)}", "link", "del", absent=ABSENT, index=index) is not None
 
     def move_link(self, index: int, *, namespace: int | None = None, pid: int | None = None) -> None:
         """Move a link to another network namespace, given as an open fd or as a process in it."""
         target: dict[str, Any] = {"net_ns_fd": namespace} if namespace is not None else {"net_ns_pid": pid}
-        self._ask(f"move link {index} to another namespace", "link", "set", index=index, **target)
+        self._ask(f"move {_name(index)} to another namespace", "link", "set", index=index, **target)
 
     def set_link(self, index: int, *, up: bool | None = None, mtu: int | None = None, name: str | None = None,
                  mac: str | None = None, master: int | None = None) -> None:
@@ -87,7 +90,22 @@ class Links:
         change: dict[str, Any] = {"state": state, "mtu": mtu, "ifname": name, "address": mac, "master": master}
         said = {key: value for key, value in change.items() if value is not None}
         words = " ".join(f"{key} {value}" for key, value in said.items())
-        self._ask(f"set link {index} {words}", "link", "set", index=index, **said)
+        self._ask(f"set {_name(index)} {words}", "link", "set", index=index, **said)
+
+    def set_ipv4_option(self, index: int, option: int, value: int) -> None:
+        """Set an IPV4_DEVCONF_* option (linux/ip.h) of a link: the sysctl, but also where /proc/sys is read-only."""
+        nested = 0x8000  # NLA_F_NESTED
+        setting = _nla(option, struct.pack("=I", value))
+        for kind in (self.IFLA_INET_CONF, socket.AF_INET, self.IFLA_AF_SPEC):
+            setting = _nla(kind | nested, setting)
+        body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0) + setting
+        # pyroute2 reads these options but cannot write them, so this one message is put together by hand.
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as direct:
+            head = struct.pack("=IHHII", 16 + len(body), rtnl.RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, 1, 0)
+            direct.sendto(head + body, (0, 0))
+            refusal = -struct.unpack_from("=i", direct.recv(4096), 16)[0]
+        if refusal:
+            raise NetlinkError(f"cannot set IPv4 option {option} of {_name(index)}: {os.strerror(refusal)}")
 
     def addresses(self, index: int | None = None, family: int | None = None) -> list[LinkAddress]:
         """The addresses of one link or of all, of one family (4 or 6) or of both, in the kernel's order."""
@@ -136,7 +154,7 @@ class Links:
 
     def _address(self, verb: str, index: int, interface: Interface, absent: Iterable[int]) -> bool:
         extra = {"flags": rtnl.ifaddrmsg.IFA_F_NODAD} if verb == "add" and interface.version == 6 else {}
-        return self._ask(f"{verb} address {interface} on link {index}", "addr", verb, absent=absent, index=index,
+        return self._ask(f"{verb} address {interface} on {_name(index)}", "addr", verb, absent=absent, index=index,
                          family=FAMILIES[interface.version], address=str(interface.ip),
                          prefixlen=interface.network.prefixlen, **extra) is not None
 
@@ -144,7 +162,7 @@ class Links:
                       absent: Iterable[int]) -> bool:
         # Universe also without a gateway, as flannel's: a source address then is chosen among those of global scope.
         via = {"gateway": str(gateway)} if gateway else {"scope": 0}
-        return self._ask(f"{verb} route {network} over link {index}", "route", verb, absent=absent,
+        return self._ask(f"{verb} route {network} over {_name(index)}", "route", verb, absent=absent,
                          family=FAMILIES[network.version], dst=str(network), oif=index, **via) is not None
 
     def _ask(self, deed: str, method: str, *words: str, absent: Iterable[int] = (),
@@ -210,6 +228,17 @@ class LinkMonitor:
                 # A link that leaves a bridge is announced as deleted too, under the family of bridges.
                 if kind and message["family"] != AF_BRIDGE:
                     self._post(LinkEvent(kind, message["index"], message.get_attr("IFLA_IFNAME") or ""))
+
+
+def _name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return f"link {index}"
+
+
+def _nla(kind: int, payload: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
 def _link(message: Message) -> Link:

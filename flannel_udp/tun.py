@@ -1,0 +1,174 @@
+"""The TUN device: open it, give it its address, MTU and the network's route, and say what on this host is in its way.
+
+The device lives as long as its descriptor is open: closing it takes address and route away too.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytun
+
+from flannel_udp.errors import TunError
+from flannel_udp.link import Interface, Link, Network, Route
+
+DEVICE = Path("/dev/net/tun")
+SYSCTL = Path("/proc/sys/net")
+FLAGS: int = pytun.IFF_TUN | pytun.IFF_NO_PI
+IPV4_DEVCONF_ACCEPT_LOCAL = 23  # linux/ip.h
+STRICT = 1  # rp_filter, RFC 3704
+
+
+class TunLinks(Protocol):
+    """What this file asks of netlink.Links."""
+
+    def link(self, which: str | int) -> Link | None: ...  # noqa: D102
+    def set_link(self, index: int, *, up: bool | None = None, mtu: int | None = None) -> None: ...  # noqa: D102
+    def set_ipv4_option(self, index: int, option: int, value: int) -> None: ...  # noqa: D102
+    def add_address(self, index: int, interface: Interface) -> bool: ...  # noqa: D102
+    def delete_address(self, index: int, interface: Interface) -> bool: ...  # noqa: D102
+    def add_route(self, network: Network, index: int) -> bool: ...  # noqa: D102
+    def routes(self, family: int = 4) -> list[Route]: ...  # noqa: D102
+
+
+@dataclass
+class Tun:
+    """An open TUN device, up and routed to. Warnings are lines for the user, each with what to do."""
+
+    name: str
+    index: int
+    mtu: int
+    address: Interface
+    network: Network
+    queue: Any = field(repr=False)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor for the data plane, non-blocking; -1 once closed."""
+        return int(self.queue.fileno())
+
+    def move(self, address: Interface, links: TunLinks) -> None:
+        """Take the address of another lease; routes stay up."""
+        if address == self.address:
+            return
+        # The new one first: with its last address a link loses all its routes.
+        links.add_address(self.index, address)
+        links.delete_address(self.index, self.address)
+        self.address = address
+
+    def close(self) -> None:
+        """Delete the device; a second call does nothing."""
+        self.queue.close()
+
+
+def open_tun(pattern: str, mtu: int, address: Interface, network: Network, links: TunLinks) -> Tun:
+    """Make a TUN device named after the pattern ("flannel%d": the first free number) that leads to the network.
+
+    The address is the lease's network address, alone (/32, /128), so that the kernel adds no route of its own.
+    """
+    queue = _open_queue(pattern, FLAGS)
+    try:
+        link = links.link(queue.name)
+        if link is None:
+            raise TunError(f"the TUN device {queue.name} was deleted as soon as it was made")
+        tun = Tun(link.name, link.index, mtu, address, network, queue)
+        tun.warnings += _quieten(tun, links)
+        links.add_address(tun.index, address)
+        links.set_link(tun.index, mtu=mtu, up=True)
+        _route(tun, links)
+        tun.warnings += host_warnings(tun.name, network.version)
+    except BaseException:
+        queue.close()
+        raise
+    return tun
+
+
+def host_warnings(name: str, version: int) -> list[str]:
+    """What of this host's settings keeps packets from the device or drops those that it gives: a line each."""
+    forwarding = "ipv4.ip_forward" if version == 4 else "ipv6.conf.all.forwarding"
+    found = []
+    if _read(forwarding) == 0:
+        found.append(f"net.{forwarding} is 0, so nothing passes between the pods of this node and {name}: "
+                     f"sysctl -w net.{forwarding}=1")
+    # The kernel takes the larger of both; 2 is loose.
+    filters = (_read("ipv4.conf.all.rp_filter"), _read("ipv4.conf", name, "rp_filter"))
+    if version == 4 and max(value or 0 for value in filters) == STRICT:
+        found.append(f"rp_filter is strict on {name}, so packets from sources that are not routed back over it are "
+                     f"dropped: sysctl -w net.ipv4.conf.{name.replace('.', '/')}.rp_filter=2 (loose)")
+    return found
+
+
+def _open_queue(pattern: str, flags: int) -> Any:  # noqa: ANN401 - pytun has no types
+    """One queue of a device; more queues are more calls, each with IFF_MULTI_QUEUE and the name of the first."""
+    try:
+        queue = pytun.TunTapDevice(name=pattern, flags=flags)
+    except OSError as error:
+        raise TunError(f"cannot open a TUN device {pattern}: {_reason(error)}") from error
+    os.set_inheritable(queue.fileno(), False)
+    os.set_blocking(queue.fileno(), False)
+    return queue
+
+
+def _reason(refusal: OSError) -> str:
+    """What would help: pytun tells the errno, not whether opening or attaching failed, so try opening alone."""
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return (f"there is no {DEVICE}: load the module (modprobe tun), or give the container the device "
+                f"(docker run --device {DEVICE}, in Kubernetes a hostPath volume)")
+    except PermissionError:
+        return f"{DEVICE} may not be opened: run as root, or allow the container the device (--device {DEVICE})"
+    except OSError as error:
+        return f"{DEVICE} cannot be opened ({error.strerror}): load the module (modprobe tun)"
+    if refusal.errno == errno.EPERM:
+        return "CAP_NET_ADMIN is missing: run as root, or give the container the capability (--cap-add NET_ADMIN)"
+    if refusal.errno == errno.EBUSY:
+        return "a device of that name is in use by another process"
+    return refusal.strerror or str(refusal)
+
+
+def _route(tun: Tun, links: TunLinks) -> None:
+    """Lead the network into the device; somebody else's route to the same network would take its packets away."""
+    if links.add_route(tun.network, tun.index):
+        return
+    others = [route.index for route in links.routes(tun.network.version) if route.network == tun.network]
+    if tun.index in others:
+        return
+    other = next((link.name for index in others if index is not None and (link := links.link(index))), "another link")
+    raise TunError(f"the route {tun.network} is taken by {other}: stop the flannel that runs here, or delete what it "
+                   f"left (ip route del {tun.network} dev {other})")
+
+
+def _quieten(tun: Tun, links: TunLinks) -> Iterator[str]:
+    """Settings of the device, to be made before it is up; yields a warning about those that cannot be made."""
+    if tun.network.version == 4:
+        # The ICMP errors that we write come from an address of this node: martians, unless allowed (RFC 1812 5.3.7).
+        links.set_ipv4_option(tun.index, IPV4_DEVCONF_ACCEPT_LOCAL, 1)
+        wanted = {"disable_ipv6": 1}
+    else:
+        # No link-local address, and thus no router solicitations.
+        wanted = {"addr_gen_mode": 1, "accept_ra": 0}
+    refused = {}
+    for key, value in wanted.items():
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6 makes no IPv6 noise
+            try:
+                SYSCTL.joinpath("ipv6/conf", tun.name, key).write_text(f"{value}\n")
+            except OSError as error:
+                refused[key] = error.strerror
+    if refused:
+        said = " ".join(f"net.ipv6.conf.{tun.name}.{key}={wanted[key]}" for key in refused)
+        yield (f"/proc/sys is not writable ({refused.popitem()[1]}), so IPv6 packets of the kernel's own come out of "
+               f"{tun.name} and are dropped: mount it read-write, or set on the host {said}")
+
+
+def _read(dotted: str, *parts: str) -> int | None:
+    """A number below /proc/sys/net, or None where this kernel has none. Device names may hold dots: apart."""
+    try:
+        return int(SYSCTL.joinpath(*dotted.split("."), *parts).read_text())
+    except (OSError, ValueError):
+        return None
