@@ -1,0 +1,239 @@
+"""The external interface, chosen as flannel chooses it, and the underlay socket on it."""
+
+import contextlib
+import errno
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Protocol
+
+from flannel_udp.errors import UnderlayError
+from flannel_udp.link import Address, Link, LinkAddress, Route
+from flannel_udp.options import NodeOptions
+
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, linux/in6.h; not in Python's socket
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+# Our choice, measured for the design: smaller receive buffers cost a flood a tenth of its packets and TCP its windows.
+SOCKET_BUFFER = 4 << 20
+
+
+class UnderlayLinks(Protocol):
+    """What this file asks of netlink.Links."""
+
+    def link(self, which: str | int) -> Link | None: ...  # noqa: D102
+    def links(self) -> list[Link]: ...  # noqa: D102
+    def addresses(self, index: int | None = None, family: int | None = None) -> list[LinkAddress]: ...  # noqa: D102
+    def routes(self, family: int = 4) -> list[Route]: ...  # noqa: D102
+    def route_to(self, destination: Address) -> Route | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ExternalInterface:
+    """The interface that carries the underlay; address is bound to, public_address is what other nodes are told."""
+
+    name: str
+    index: int
+    mtu: int
+    address: IPv4Address | None
+    address6: IPv6Address | None
+    public_address: IPv4Address | None
+    public_address6: IPv6Address | None
+    reason: str
+    """Why this one, for the log."""
+
+
+@dataclass(frozen=True)
+class _Choice:
+    link: Link
+    reason: str
+    address: Address | None = None
+    """The address that decided, where one did."""
+
+
+class _Miss(Exception):
+    """This way of choosing found nothing; str() says what there was."""
+
+
+def find_external_interface(options: NodeOptions, links: UnderlayLinks, *, ipv4: bool = True,
+                            ipv6: bool = False) -> ExternalInterface:
+    """Choose the interface: --iface, --iface-regex, --iface-can-reach in this order, the first that gives one.
+
+    Without any of them it is the one that has --public-ip, and without that too the one of the default route.
+    """
+    finder = _Finder(links, tuple(version for version, on in ((4, ipv4), (6, ipv6)) if on))
+    missed = []
+    for attempt in finder.attempts(options):
+        try:
+            choice = attempt()
+            return finder.completed(choice, options)
+        except _Miss as miss:
+            missed.append(str(miss))
+    raise UnderlayError(f"no external interface: {'; '.join(missed)}")
+
+
+def open_underlay_socket(address: Address, port: int) -> socket.socket:
+    """A UDP socket bound to this address and port, non-blocking, that never lets the kernel fragment."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if address.version == 4:
+            opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
+        else:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO)
+        for forced, limited in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            _set_buffer(opened, forced, limited)
+        opened.bind((str(address), port))
+    except OSError as error:
+        opened.close()
+        raise UnderlayError(_refusal(error, address, port)) from error
+    return opened
+
+
+def _set_buffer(opened: socket.socket, forced: int, limited: int) -> None:
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
+    except PermissionError:  # without CAP_NET_ADMIN in the first user namespace: as much as net.core.?mem_max grants
+        opened.setsockopt(socket.SOL_SOCKET, limited, SOCKET_BUFFER)
+
+
+def _refusal(error: OSError, address: Address, port: int) -> str:
+    where = f"UDP port {port} of {address}"
+    if error.errno == errno.EADDRINUSE:
+        return (f"{where} is in use, probably by a flanneld or another flannel-udp on this host: stop it, or set "
+                f"another Backend.Port for the whole network (ss -ulnp sport = :{port} names the owner)")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{where} cannot be bound: the address is no longer on this host"
+    return f"{where} cannot be bound: {error.strerror}"
+
+
+class _Finder:
+    """One search; reads links and addresses as they are now."""
+
+    def __init__(self, links: UnderlayLinks, versions: tuple[int, ...]) -> None:
+        self._links = links
+        self._versions = versions
+
+    def attempts(self, options: NodeOptions) -> Iterator[Callable[[], _Choice]]:
+        """The ways to choose, in flannel's order."""
+        for one in options.iface:
+            yield partial(self.by_name_or_address, one, "--iface")
+        for pattern in options.iface_regex:
+            yield partial(self.by_regex, pattern)
+        if options.iface_can_reach:
+            yield partial(self.by_reach, options.iface_can_reach)
+        if not (options.iface or options.iface_regex or options.iface_can_reach):
+            public = options.public_ip or options.public_ipv6
+            if public:
+                yield partial(self.by_name_or_address, str(public), "--public-ip")
+            else:
+                yield self.by_default_route
+
+    def by_name_or_address(self, wanted: str, flag: str) -> _Choice:
+        """The link that has this name or this address."""
+        address = _parsed(wanted)
+        if address is None:
+            link = self._links.link(wanted)
+            if link is None:
+                raise _Miss(f"{flag} {wanted}: no interface of that name among {self._told_links()}")
+            return _Choice(link, f"{flag} {wanted}")
+        for one in self._links.addresses(family=address.version):
+            link = self._links.link(one.index) if one.ip == address else None
+            if link:
+                return _Choice(link, f"{flag} {wanted}", address)
+        hint = " (behind NAT name the interface too: --iface)" if flag == "--public-ip" else ""
+        raise _Miss(f"{flag} {wanted}: no interface has it{hint}; there is {self._told_addresses()}")
+
+    def by_regex(self, pattern: str) -> _Choice:
+        """The first link with a matching address; else the first with a matching name."""
+        regex = re.compile(pattern)
+        links = self._links.links()
+        for link in links:
+            for address in (one for version in self._versions for one in self.usable(link, version)):
+                if regex.search(str(address)):
+                    return _Choice(link, f"--iface-regex {pattern} matches {address}", address)
+        for link in links:
+            if regex.search(link.name):
+                return _Choice(link, f"--iface-regex {pattern} matches {link.name}")
+        raise _Miss(f"--iface-regex {pattern}: matches none of {self._told_addresses()}")
+
+    def by_reach(self, destination: str) -> _Choice:
+        """The link and the source address with which the kernel would send there."""
+        route = self._links.route_to(ip_address(destination))
+        link = self._links.link(route.index) if route and route.index else None
+        if route is None or link is None:
+            raise _Miss(f"--iface-can-reach {destination}: no route leads there from {self._told_links()}")
+        return _Choice(link, f"--iface-can-reach {destination}", route.source)
+
+    def by_default_route(self) -> _Choice:
+        """The link of the default route; of both families, they must agree."""
+        found: dict[int, Link] = {}
+        for version in self._versions:
+            # The kernel lists routes to one network by metric, so the first is the one that it uses.
+            index = next((route.index for route in self._links.routes(version) if _is_default(route)), None)
+            link = self._links.link(index) if index else None
+            if link is None:
+                raise _Miss(f"no IPv{version} default route to find it by: name it with --iface, one of "
+                            f"{self._told_links()}")
+            found[version] = link
+        if len({link.index for link in found.values()}) > 1:
+            raise _Miss("the default routes of IPv4 and IPv6 differ "
+                        f"({' and '.join(link.name for link in found.values())}): name one interface with --iface")
+        return _Choice(found[self._versions[0]], "it has the default route")
+
+    def completed(self, choice: _Choice, options: NodeOptions) -> ExternalInterface:
+        """Add the addresses, each of its family: the one that decided, else the link's best."""
+        link = choice.link
+        if link.mtu == 0:
+            raise _Miss(f"interface {link.name} ({choice.reason}) tells no MTU")
+        address: IPv4Address | None = None
+        address6: IPv6Address | None = None
+        for version in self._versions:
+            decided = choice.address if choice.address and choice.address.version == version else None
+            best = decided or next(iter(self.usable(link, version)), None)
+            if isinstance(best, IPv4Address):
+                address = best
+            elif isinstance(best, IPv6Address):
+                address6 = best
+            else:
+                raise _Miss(f"interface {link.name} ({choice.reason}) has no usable IPv{version} address; there is "
+                            f"{self._told_addresses()}")
+        return ExternalInterface(link.name, link.index, link.mtu, address, address6,
+                                 (options.public_ip or address) if address else None,
+                                 (options.public_ipv6 or address6) if address6 else None, choice.reason)
+
+    def usable(self, link: Link, version: int) -> list[Address]:
+        """Addresses of a link, best first: global before link-local, permanent before dynamic and temporary ones."""
+        def rank(one: LinkAddress) -> tuple[bool, bool, bool]:
+            return one.ip.is_link_local, not one.permanent, one.temporary
+
+        fit = [one for one in self._links.addresses(link.index, version) if not one.deprecated and _is_unicast(one.ip)]
+        return [one.ip for one in sorted(fit, key=rank)]
+
+    def _told_links(self) -> str:
+        return _listed(link.name for link in self._links.links())
+
+    def _told_addresses(self) -> str:
+        names = {link.index: link.name for link in self._links.links()}
+        return _listed(f"{names.get(one.index, one.index)} {one.ip}" for one in self._links.addresses())
+
+
+def _parsed(text: str) -> Address | None:
+    with contextlib.suppress(ValueError):
+        return ip_address(text)
+    return None
+
+
+def _is_default(route: Route) -> bool:
+    return route.network is None or route.network.prefixlen == 0
+
+
+def _is_unicast(address: Address) -> bool:
+    return not (address.is_loopback or address.is_multicast or address.is_unspecified)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nothing"

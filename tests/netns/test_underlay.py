@@ -1,0 +1,77 @@
+"""The external interface and the underlay socket on a real kernel."""
+
+import errno
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from flannel_udp.errors import UnderlayError
+from flannel_udp.netlink import Links
+from flannel_udp.options import NodeOptions
+from flannel_udp.underlay import find_external_interface, open_underlay_socket
+
+from .topology import Node, Topology
+
+MakeTopology = Callable[..., Topology]
+
+
+@pytest.fixture
+def node(topology: MakeTopology) -> Node:
+    return topology(1, mtu=1400).nodes[0]
+
+
+def test_default_route_wins_with_the_lowest_metric(node: Node) -> None:
+    node.ip("link add other type bridge", "addr add 198.51.100.1/24 dev other", "link set other up")
+    node.run("ip", "route", "flush", "default")
+    node.ip("route add default via 198.51.100.2 metric 200", "route add default via 192.0.2.77 metric 100")
+    with node.entered(), Links() as links:
+        found = find_external_interface(NodeOptions(), links)
+    assert (found.name, found.mtu, found.address, found.address6) == ("eth0", 1400, node.address, None)
+    assert found.reason == "it has the default route"
+
+
+def test_named_and_reached_interfaces(node: Node) -> None:
+    node.ip("link add other type bridge", "addr add 198.51.100.1/24 dev other", "link set other up")
+    with node.entered(), Links() as links:
+        by_name = find_external_interface(NodeOptions(iface=("eth0",)), links, ipv6=True)
+        by_reach = find_external_interface(NodeOptions(iface_can_reach="198.51.100.9"), links)
+        with pytest.raises(UnderlayError, match="among lo, eth0, other"):
+            find_external_interface(NodeOptions(iface=("none",)), links)
+    assert (by_name.address, by_name.address6) == (node.address, node.address6)
+    assert (by_reach.name, by_reach.address) == ("other", IPv4Address("198.51.100.1"))
+
+
+def test_socket_never_fragments_and_never_blocks(node: Node) -> None:
+    with node.entered(), open_underlay_socket(node.address, 8285) as opened:
+        assert opened.getsockname() == (str(node.address), 8285)
+        assert not opened.getblocking()
+        assert not opened.get_inheritable()
+        # The kernel doubles what it is asked for; without privilege it grants as much as net.core.rmem_max.
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 8 << 20
+        with pytest.raises(OSError, match="Message too long") as caught:
+            opened.sendto(bytes(1400 - 27), (str(node.address + 1), 8285))
+        assert caught.value.errno == errno.EMSGSIZE
+        opened.sendto(bytes(1400 - 28), (str(node.address + 1), 8285))
+
+
+def test_ipv6_socket_never_fragments(node: Node) -> None:
+    with node.entered(), open_underlay_socket(node.address6, 8285) as opened:
+        with pytest.raises(OSError, match="Message too long"):
+            opened.sendto(bytes(1400 - 47), (str(node.address6 + 1), 8285))
+        opened.sendto(bytes(1400 - 48), (str(node.address6 + 1), 8285))
+
+
+def test_port_in_use_is_said_with_who_may_have_it(node: Node) -> None:
+    with node.entered(), open_underlay_socket(node.address, 8285):
+        with pytest.raises(UnderlayError, match=r"UDP port 8285 of 192.0.2.1 is in use, probably by a flanneld"):
+            open_underlay_socket(node.address, 8285)
+        with open_underlay_socket(node.address, 8286):
+            pass
+
+
+def test_vanished_address_is_said(node: Node) -> None:
+    with node.entered(), pytest.raises(UnderlayError, match="no longer on this host"):
+        open_underlay_socket(replace(NodeOptions(), public_ip=IPv4Address("192.0.2.200")).public_ip or node.address, 1)
