@@ -1,0 +1,328 @@
+"""The command line: one function per command, imports where they are used, no logic.
+
+Exit status: 0 done; 1 an error that somebody can mend, told in one line; 2 words that make no command; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from flannel_udp.errors import FlannelUdpError, UsageError
+
+if TYPE_CHECKING:
+    from flannel_udp.lease import Lease
+    from flannel_udp.registry import Registry
+
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+PROGRAM = "flannel-udp"
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the entry point."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(words)
+        sys.stdout.flush()
+    except UsageError as error:
+        return _tell(error, f"usage: {_command_of(words)} --help tells more", status=2)
+    except FlannelUdpError as error:
+        return _tell(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has left (head, less); Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a program that SIGPIPE ended
+    return status
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["run"]:
+        return run(words[1:])  # Go's flag syntax, which argparse does not know
+    head, command = words, []
+    if "--" in words:
+        head, command = words[:words.index("--")], words[words.index("--") + 1:]
+    arguments = _parser().parse_args(head)
+    if command and arguments.command is not lab_exec:
+        raise UsageError(f"unexpected words after --: {' '.join(command)}")
+    arguments.words = command
+    return int(arguments.command(arguments))
+
+
+def _command_of(words: list[str]) -> str:
+    """The words that name the command, for the hint at its help."""
+    return " ".join([PROGRAM, *words[:2 if words[0] in {"config", "lab"} else 1]])
+
+
+def _tell(error: FlannelUdpError, hint: str = "", status: int = 1) -> int:
+    print(f"{PROGRAM}: {error}", file=sys.stderr)
+    if hint:
+        print(hint, file=sys.stderr)
+    return status
+
+
+# -- run --------------------------------------------------------------------------------------------------------------
+
+
+def run(argv: Sequence[str]) -> int:
+    """The node's daemon."""
+    from flannel_udp import options
+
+    asked = options.parse(argv)
+    if asked == "help":
+        print(options.usage())
+        return 0
+    if asked == "version":
+        print(f"{PROGRAM} {_version()}")
+        return 0
+    from flannel_udp import daemon
+
+    return daemon.run(asked)
+
+
+# -- config -----------------------------------------------------------------------------------------------------------
+
+
+def config_get(arguments: argparse.Namespace) -> int:
+    """Print the network configuration as it stands in the registry."""
+    with _registry(arguments) as registry:
+        print(registry.read_config().text)
+    return 0
+
+
+def config_set(arguments: argparse.Namespace) -> int:
+    """Check a network configuration and write it to the registry."""
+    from flannel_udp.config import parse_network_config
+
+    text = _configuration(arguments.configuration)
+    parse_network_config(text)
+    with _registry(arguments) as registry:
+        registry.write_config(text)
+    return 0
+
+
+def config_check(arguments: argparse.Namespace) -> int:
+    """Check a network configuration and print what it means."""
+    from flannel_udp import render
+    from flannel_udp.config import parse_network_config
+
+    config = parse_network_config(_configuration(arguments.configuration))
+    meaning = {name: str(value) for name, value in vars(config).items() if name != "text" and value is not None}
+    print(render.document(meaning))
+    return 0
+
+
+def _configuration(word: str) -> str:
+    """The JSON itself, or the file that holds it; - is standard input."""
+    if word.lstrip().startswith("{"):
+        return word
+    try:
+        return sys.stdin.read() if word == "-" else Path(word).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
+        raise UsageError(f"{word}: {reason}: expected a file with JSON, - or the JSON itself") from None
+
+
+# -- leases -----------------------------------------------------------------------------------------------------------
+
+
+def leases(arguments: argparse.Namespace) -> int:
+    """List the leases of a registry."""
+    from flannel_udp import render
+    from flannel_udp.lease import decode_snapshot
+
+    with _registry(arguments) as registry:
+        listing = registry.snapshot()
+    snapshot = decode_snapshot(((e.key, e.value, e.revision, e.expiry) for e in listing.entries), listing.revision)
+    rows = [_lease_row(lease) for lease in snapshot.leases]
+    if arguments.json:
+        print(json.dumps({"revision": snapshot.revision, "leases": rows, "skipped": dict(snapshot.skipped)}, indent=2))
+        return 0
+    print(render.document({"leases": rows}).removeprefix("LEASES\n"))
+    for key, reason in snapshot.skipped:
+        print(f"{PROGRAM}: {key} skipped: {reason}", file=sys.stderr)
+    return 0
+
+
+def _lease_row(lease: Lease) -> dict[str, Any]:
+    attrs = lease.attrs
+    values = {"subnet": lease.subnet, "ipv6_subnet": lease.ipv6_subnet, "public_ip": attrs.public_ip,
+              "public_ipv6": attrs.public_ipv6}
+    texts = {name: None if value is None else str(value) for name, value in values.items()}
+    return {**texts, "backend": attrs.backend_type, "expiry": lease.expiry, "reserved": lease.expiry is None}
+
+
+# -- status -----------------------------------------------------------------------------------------------------------
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Ask the running daemon how it is."""
+    from flannel_udp import control, options, render
+
+    run_dir = arguments.run_dir or os.environ.get("FLANNELD_RUN_DIR") or options.DEFAULT_RUN_DIR
+    answer = control.ask(control.socket_path(Path(run_dir)), {"command": "status"})
+    print(json.dumps(answer, indent=2) if arguments.json else render.document(answer))
+    return 0
+
+
+# -- lab --------------------------------------------------------------------------------------------------------------
+
+
+def lab_up(arguments: argparse.Namespace) -> int:
+    """Build a lab."""
+    from flannel_udp import lab
+
+    lab.up(arguments.nodes, arguments.name)
+    return 0
+
+
+def lab_exec(arguments: argparse.Namespace) -> int:
+    """Run a command on a node, or in its pod."""
+    from flannel_udp import lab
+
+    if not arguments.words:
+        raise UsageError("no command to run: say it after --, as in lab exec 1 --pod -- ip address")
+    return lab.execute(arguments.name, arguments.node, arguments.pod, arguments.words)
+
+
+def lab_status(arguments: argparse.Namespace) -> int:
+    """Show the nodes of a lab."""
+    from flannel_udp import lab
+
+    lab.status(arguments.name)
+    return 0
+
+
+def lab_down(arguments: argparse.Namespace) -> int:
+    """End a lab."""
+    from flannel_udp import lab
+
+    lab.down(arguments.name)
+    return 0
+
+
+def lab_demo(_: argparse.Namespace) -> int:
+    """Show the whole way of a packet in a lab of its own."""
+    from flannel_udp import lab
+
+    return lab.demo()
+
+
+def lab_packet(arguments: argparse.Namespace) -> int:
+    """Show one ping between two pods layer by layer."""
+    from flannel_udp import lab
+
+    lab.packet(arguments.name, arguments.source, arguments.destination)
+    return 0
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+class _Registry:
+    """The registry of --registry or FLANNELD_REGISTRY, open for the length of a with block."""
+
+    def __init__(self, url: str | None) -> None:
+        self.url = url or os.environ.get("FLANNELD_REGISTRY", "")
+        if not self.url:
+            raise UsageError("--registry is missing: say where leases live, for example --registry sqlite:///PATH "
+                             "(or in FLANNELD_REGISTRY)")
+
+    def __enter__(self) -> Registry:
+        from flannel_udp.registry import open_registry
+
+        self.open = open_registry(self.url)
+        return self.open
+
+    def __exit__(self, *_: object) -> None:
+        self.open.close()
+
+
+def _registry(arguments: argparse.Namespace) -> _Registry:
+    return _Registry(arguments.registry)
+
+
+class _Version(argparse.Action):
+    """--version, without asking for the version unless it is wanted: the look-up costs more than all else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"{PROGRAM} {_version()}")
+        parser.exit()
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version(PROGRAM)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(PROGRAM, description="flannel's node agent as a userspace forwarder.",
+                                     allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("run", help="the node's daemon (flags: run --help)", add_help=False)
+    _add_registry_commands(commands)
+    shown = _add(commands, "status", status, "ask the running daemon how it is")
+    shown.add_argument("--run-dir", metavar="DIR", help="the daemon's run directory (or FLANNELD_RUN_DIR)")
+    shown.add_argument("--json", action="store_true", help="the answer as JSON")
+    _add_lab_commands(_group(commands, "lab", "nodes as network namespaces on this machine"))
+    return parser
+
+
+def _add_registry_commands(commands: Commands) -> None:
+    config = _group(commands, "config", "the network configuration")
+    for name, command, text in (("get", config_get, "print what the registry holds"),
+                                ("set", config_set, "check, then write to the registry"),
+                                ("check", config_check, "check, and print what it means")):
+        added = _add(config, name, command, text)
+        if name != "check":
+            _add_registry(added)
+        if name != "get":
+            added.add_argument("configuration", metavar="FILE|-|JSON", help="a file, - for standard input, or the JSON")
+    listed = _add(commands, "leases", leases, "list the leases of a registry")
+    _add_registry(listed)
+    listed.add_argument("--json", action="store_true", help="the leases as JSON")
+
+
+def _add_lab_commands(lab: Commands) -> None:
+    up = _add(lab, "up", lab_up, "build a lab")
+    up.add_argument("--nodes", type=int, default=3, metavar="N", help="how many nodes (default %(default)s)")
+    execute = _add(lab, "exec", lab_exec, "run a command on a node: exec NODE [--pod] -- COMMAND ...")
+    execute.add_argument("node", metavar="NODE", help="its number or name")
+    execute.add_argument("--pod", action="store_true", help="in the node's pod")
+    packet = _add(lab, "packet", lab_packet, "show one ping between two pods layer by layer")
+    packet.add_argument("source", metavar="FROM", help="a node")
+    packet.add_argument("destination", metavar="TO", help="another node")
+    shown = _add(lab, "status", lab_status, "show the nodes of a lab")
+    down = _add(lab, "down", lab_down, "end a lab; nothing is left of it")
+    for added in (up, execute, packet, shown, down):
+        added.add_argument("--name", default="lab", help="which lab (default %(default)s)")
+    _add(lab, "demo", lab_demo, "the whole way of a packet, shown step by step")
+
+
+def _add_registry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--registry", metavar="URL", help="where leases live: sqlite:///PATH (or FLANNELD_REGISTRY)")
+
+
+def _group(commands: Commands, name: str, text: str) -> Commands:
+    group = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    return group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def _add(commands: Commands, name: str, command: Command, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(command=command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

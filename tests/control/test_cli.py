@@ -1,0 +1,227 @@
+"""cli: words reach the functions they name; every fault is one line and a status; a cold start loads little."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_udp import cli, control
+from flannel_udp.errors import LabError
+from flannel_udp.options import NodeOptions
+from flannel_udp.registry import open_registry
+
+CONFIG = '{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}'
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.delenv("FLANNELD_REGISTRY", raising=False)
+    return f"sqlite://{tmp_path}/leases.db"
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command; its status, its output, its complaints."""
+    def run(*words: str) -> tuple[int, str, str]:
+        status = cli.main(words)
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+Told = Callable[..., tuple[int, str, str]]
+
+
+def program(code: str, *words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code, *words], input=stdin, capture_output=True, text=True,
+                          check=False, timeout=60)
+
+
+def test_the_version_is_told_without_loading_what_is_heavy() -> None:
+    code = ("import sys; from flannel_udp.cli import main\n"
+            "try: main(['--version'])\n"
+            "except SystemExit as end: assert end.code == 0, end.code\n"
+            "heavy = {'pyroute2', 'numpy', 'msgspec', 'pytun', 'sqlite3', 'asyncio', 'flannel_udp._dataplane'}\n"
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)")
+    done = program(code)
+    assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "flannel-udp", "")
+
+
+@pytest.mark.parametrize("word", ["--version", "-version"])
+def test_run_tells_its_version_as_flanneld_does(told: Told, word: str) -> None:
+    status, out, err = told("run", word)
+    assert (status, err) == (0, "")
+    assert out.startswith("flannel-udp ")
+
+
+def test_run_hands_its_flags_to_the_daemon(monkeypatch: pytest.MonkeyPatch, registry: str) -> None:
+    given: list[NodeOptions] = []
+
+    def run(options: NodeOptions) -> int:
+        given.append(options)
+        return 7
+
+    monkeypatch.setattr("flannel_udp.daemon.run", run)
+    assert cli.main(["run", "--registry", registry, "-v=1"]) == 7
+    assert given == [NodeOptions(registry=registry, verbosity=1)]
+
+
+def test_run_tells_wrong_flags_in_one_line_and_points_at_the_help(told: Told) -> None:
+    status, out, err = told("run", "--iface", "eth0", "--nonsense")
+    assert (status, out) == (2, "")
+    assert err.splitlines() == ["flannel-udp: unknown flag --nonsense", "usage: flannel-udp run --help tells more"]
+    assert told("run", "--help")[1].startswith("usage: flannel-udp run")
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["config"], ["config", "nonsense"], ["lab", "up", "--nodes", "x"],
+                                   ["--vers"]])
+def test_words_that_make_no_command_end_with_two(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert "usage: flannel-udp" in capsys.readouterr().err
+
+
+def test_config_is_checked_set_and_got(told: Told, registry: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(CONFIG)
+    assert told("config", "get", "--registry", registry)[:2] == (1, "")
+    for word in (CONFIG, str(file)):
+        assert told("config", "set", "--registry", registry, word) == (0, "", "")
+        assert told("config", "get", "--registry", registry) == (0, CONFIG + "\n", "")
+    status, out, _ = told("config", "check", str(file))
+    assert status == 0
+    assert "10.5.0.0/16" in out
+
+
+def test_a_wrong_config_is_not_written(told: Told, registry: str) -> None:
+    told("config", "set", "--registry", registry, CONFIG)
+    status, _, err = told("config", "set", "--registry", registry, '{"Network": "10.5.0.0/16", "SubnetLen": 40}')
+    assert (status, err.count("\n")) == (1, 1)
+    assert "SubnetLen" in err
+    assert told("config", "get", "--registry", registry)[1] == CONFIG + "\n"
+
+
+def test_config_comes_from_standard_input_too(registry: str) -> None:
+    done = program("import sys; from flannel_udp.cli import main; sys.exit(main())",
+                   "config", "set", "--registry", registry, "-", stdin=CONFIG)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_missing_file_and_a_missing_registry_are_one_line_each(told: Told, registry: str) -> None:
+    assert "No such file" in told("config", "set", "--registry", registry, "/nowhere/config.json")[2]
+    status, _, err = told("leases")
+    assert status == 2
+    assert "--registry is missing" in err
+
+
+def test_the_registry_may_stand_in_the_environment(told: Told, registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_REGISTRY", registry)
+    assert told("config", "set", CONFIG)[0] == 0
+
+
+def test_leases_as_table_and_as_json_with_skipped_keys_named(told: Told, registry: str) -> None:
+    assert told("leases", "--registry", registry)[1] == "(none)\n"
+    opened = open_registry(registry)
+    since = opened.snapshot().revision
+    for key, value, ttl in (("10.5.7.0-24", b'{"PublicIP":"192.0.2.7","BackendType":"udp"}', 3600.0),
+                            ("10.5.8.0-24", b'{"PublicIP":"192.0.2.8"}', None), ("junk", b"", None)):
+        since = opened.create(key, value, ttl, since).revision
+    opened.close()
+    status, out, err = told("leases", "--registry", registry)
+    assert status == 0
+    first, *rows = out.splitlines()
+    assert first.split("  ")[0] == "SUBNET"
+    assert rows[0].split()[:2] == ["10.5.7.0/24", "-"]
+    assert "in 59m" in rows[0]
+    assert rows[1].split()[0] == "10.5.8.0/24"
+    assert err.startswith("flannel-udp: junk skipped: ")
+    listed = json.loads(told("leases", "--registry", registry, "--json")[1])
+    assert [(lease["subnet"], lease["public_ip"], lease["reserved"]) for lease in listed["leases"]] == [
+        ("10.5.7.0/24", "192.0.2.7", False), ("10.5.8.0/24", "192.0.2.8", True)]
+    assert list(listed["skipped"]) == ["junk"]
+
+
+def test_status_asks_the_daemon_of_a_run_dir(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"lease": {"subnet": "10.5.7.0/24"}, "peers": []}
+    asked: list[dict[str, Any]] = []
+
+    def handler(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        return answer
+
+    server = control.serve(control.socket_path(tmp_path), handler)
+    try:
+        assert told("status", "--run-dir", str(tmp_path))[1] == "LEASE\nsubnet  10.5.7.0/24\n\nPEERS\n(none)\n"
+        monkeypatch.setenv("FLANNELD_RUN_DIR", str(tmp_path))
+        assert json.loads(told("status", "--json")[1]) == answer
+    finally:
+        server.close()
+    assert asked == [{"command": "status"}] * 2
+    status, _, err = told("status", "--run-dir", str(tmp_path))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "no daemon listens" in err
+
+
+@pytest.mark.parametrize(("words", "function", "expected"), [
+    (["up", "--nodes", "5"], "up", (5, "lab")),
+    (["up", "--name", "x"], "up", (3, "x")),
+    (["exec", "2", "--pod", "--", "ping", "--", "-c1"], "execute", ("lab", "2", True, ["ping", "--", "-c1"])),
+    (["exec", "--name", "x", "2", "--", "ip", "--json", "a"], "execute", ("x", "2", False, ["ip", "--json", "a"])),
+    (["status"], "status", ("lab",)), (["down", "--name", "x"], "down", ("x",)), (["demo"], "demo", ()),
+    (["packet", "1", "2"], "packet", ("lab", "1", "2")),
+])
+def test_lab_commands_reach_the_lab(monkeypatch: pytest.MonkeyPatch, words: list[str], function: str,
+                                    expected: tuple[Any, ...]) -> None:
+    given: list[tuple[Any, ...]] = []
+
+    def called(*arguments: Any) -> int:  # noqa: ANN401  (whatever the command hands over)
+        given.append(arguments)
+        return 0
+
+    monkeypatch.setattr(f"flannel_udp.lab.{function}", called)
+    assert cli.main(["lab", *words]) == 0
+    assert given == [expected]
+
+
+def test_the_status_of_a_command_in_the_lab_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flannel_udp.lab.execute", lambda *_: 42)
+    assert cli.main(["lab", "exec", "1", "--", "false"]) == 42
+
+
+def test_words_after_two_dashes_are_for_exec_only(told: Told) -> None:
+    assert "say it after --" in told("lab", "exec", "1")[2]
+    assert told("lab", "status", "--", "x")[0] == 2
+
+
+def test_errors_of_the_tree_are_one_line(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LabError("no lab of that name")
+
+    monkeypatch.setattr("flannel_udp.lab.down", fail)
+    assert told("lab", "down") == (1, "", "flannel-udp: no lab of that name\n")
+
+
+def test_ctrl_c_is_quiet(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flannel_udp.lab.demo", interrupted)
+    assert told("lab", "demo") == (130, "", "")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "import sys; from flannel_udp.cli import main; sys.exit(main(['run', '--help']))"
+    with subprocess.Popen([sys.executable, "-c", f"import sys; sys.stdin.read()\n{code}"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdin
+        assert child.stderr
+        child.stdout.close()
+        child.stdin.close()
+        assert child.stderr.read() == b""
+        assert child.wait(60) == 141
