@@ -38,7 +38,11 @@ class Layer:
 
 
 def dissect(
-    packet: bytes, first: Literal["ethernet", "ip"] = "ip", *, udp_port: int = UDP_PORT, vxlan_ports: Collection[int] = VXLAN_PORTS
+    packet: bytes,
+    first: Literal["ethernet", "ip"] = "ip",
+    *,
+    udp_port: int = UDP_PORT,
+    vxlan_ports: Collection[int] = VXLAN_PORTS,
 ) -> list[Layer]:
     """Take a packet apart; `first` is "ethernet" or, as on a TUN, "ip"."""
     return _Dissection(packet, udp_port, vxlan_ports).run(first)
