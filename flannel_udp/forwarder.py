@@ -1,0 +1,282 @@
+"""The face of the data plane: own subnet, peers and routes in, packets forwarded, counters out.
+
+One Forwarder per address family. It gives each leased subnet a slot (src/peer.pxd), keeps the private table in step
+with the leases, and runs the two loops, a thread each. Only this file imports the compiled Worker and Builder. All
+methods are for the owner thread alone.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from flannel_udp._dataplane import EVENTS, FIRST_PEER, OUTCOMES, OWN_SLOT, SOURCE_CHECKS, Builder, Worker
+from flannel_udp.errors import ConfigError, LeaseError
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+DIRECTIONS = {"out": "tun_to_udp", "in": "udp_to_tun"}
+# What the log should say of drops, since an operator can mend it; the rest speaks through the counters alone.
+NOTICED = ("unknown_sender", "source_mismatch", "underlay_unreachable", "send_forbidden", "send_error", "tun_down")
+
+
+@dataclass(frozen=True)
+class Encapsulation:
+    """What the data plane knows of a backend: bytes of the coat, hops counted at either end, bytes added in all."""
+
+    coat_length: int
+    ttl_step: int
+    overhead: int
+
+
+@dataclass(frozen=True)
+class PeerStatus:
+    """One peer as seen from this node: its subnet, its underlay address, inner packets and bytes each way."""
+
+    subnet: Network
+    underlay: Address
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+    last_heard: float | None
+    """Unix time of the last packet from it, exact to a timer tick; None if there was none."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """One direction: packets in, what became of each, and what happened besides."""
+
+    packets: int
+    outcomes: dict[str, int]
+    events: dict[str, int]
+
+    @property
+    def law_holds(self) -> bool:
+        """Packets in are the sum of outcomes; true whenever the traffic rests."""
+        return self.packets == sum(self.outcomes.values())
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Drops of one cause since the last time of asking."""
+
+    cause: str
+    count: int
+    meaning: str
+    detail: str
+
+
+@dataclass
+class _Slot:
+    number: int
+    generation: int
+    underlay: Address
+    port: int
+
+
+@dataclass
+class _Doors:
+    """The descriptors of running loops, and how to stop them."""
+
+    stop: int
+    threads: list[threading.Thread] = field(default_factory=list)
+
+
+class Forwarder:
+    """Forward the packets of one overlay network; raises ConfigError if its FIB would be too large."""
+
+    def __init__(
+        self, network: Network, subnet_len: int, encapsulation: Encapsulation, source_check: str = "known"
+    ) -> None:
+        try:
+            self._builder = Builder(network.network_address.packed, network.prefixlen, subnet_len)
+        except ValueError as error:
+            raise ConfigError(f"SubnetLen {subnet_len} in Network {network}: {error}") from None
+        self._worker = Worker(
+            self._builder,
+            coat_length=encapsulation.coat_length,
+            ttl_step=encapsulation.ttl_step,
+            overhead=encapsulation.overhead,
+            source_check=SOURCE_CHECKS[source_check],
+        )
+        self._network = network
+        self._own: Network | None = None
+        self._slots: dict[Network, _Slot] = {}
+        self._next_slot = FIRST_PEER
+        self._generation = 0
+        self._leaving: list[int] = []
+        self._free: list[tuple[int, int]] = []
+        self._noticed = dict.fromkeys(NOTICED, 0)
+        self._doors: _Doors | None = None
+
+    def set_own(self, subnet: Network, tunnel_address: Address, local_addresses: Iterable[Address]) -> None:
+        """Tell this node's subnet, its address in the tunnel (the source of ICMP errors), and all its other addresses.
+
+        Raises LeaseError if the subnet does not fit the network.
+        """
+        self._set_route(subnet, OWN_SLOT)
+        if self._own is not None and self._own != subnet:
+            self._builder.delete_route(self._own.network_address.packed, self._own.prefixlen)
+        self._own = subnet
+        family = type(tunnel_address)
+        addresses = {tunnel_address, *local_addresses}
+        self._builder.set_own(tunnel_address.packed, [a.packed for a in addresses if isinstance(a, family)])
+
+    def set_peer(self, subnet: Network, underlay: Address, port: int, coat: bytes = b"") -> None:
+        """Send a subnet to a node, or move it there.
+
+        Raises LeaseError if the subnet does not fit the network or is this node's own.
+        """
+        if subnet == self._own:
+            raise LeaseError(f"{subnet} is this node's own subnet")
+        slot = self._slots.get(subnet)
+        if slot is None:
+            slot = self._slots[subnet] = self._new_slot(subnet, underlay, port)
+        slot.underlay, slot.port = underlay, port
+        self._builder.set_peer(slot.number, slot.generation, underlay.packed, port, coat)
+
+    def delete_peer(self, subnet: Network) -> None:
+        """Forget a subnet; unknown ones are ignored."""
+        slot = self._slots.pop(subnet, None)
+        if slot is not None:
+            self._builder.delete_route(subnet.network_address.packed, subnet.prefixlen)
+            self._builder.delete_peer(slot.number)
+            self._leaving.append(slot.number)
+
+    def publish(self) -> None:
+        """Make all changes since the last publish visible to the loops, at once."""
+        epoch = self._builder.publish()
+        # A slot is used again only after every loop has passed the publish that took its last route away.
+        self._free += [(epoch, number) for number in self._leaving]
+        self._leaving.clear()
+
+    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None]) -> None:
+        """Run the two loops on these non-blocking descriptors, which stay the caller's, until stop().
+
+        `path_fd` is a second UDP socket, bound to the same address, that is asked for path MTUs. `on_exit(loop, error)`
+        is called from a loop's thread when it ends by itself.
+        """
+        assert self._doors is None, "the loops run already"
+        doors = self._doors = _Doors(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+
+        def run(direction: str) -> None:
+            error: OSError | None = None
+            try:
+                getattr(self._worker, DIRECTIONS[direction])(tun_fd, socket_fd, path_fd, doors.stop)
+            except OSError as caught:
+                error = caught
+            if error is not None:
+                on_exit(DIRECTIONS[direction], error)
+
+        doors.threads = [
+            threading.Thread(target=run, args=(direction,), name=name, daemon=True)
+            for direction, name in DIRECTIONS.items()
+        ]
+        for thread in doors.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End both loops and wait for them; the table, the counters and the peers stay for the next start()."""
+        doors, self._doors = self._doors, None
+        if doors is None:
+            return
+        os.eventfd_write(doors.stop, 1)
+        for thread in doors.threads:
+            thread.join()
+        os.close(doors.stop)
+
+    def peers(self) -> list[PeerStatus]:
+        """Return every peer, in order of subnets."""
+        since = time.time() - time.monotonic()
+        statuses = []
+        for subnet, slot in sorted(self._slots.items(), key=lambda item: int(item[0].network_address)):
+            out_packets, out_bytes, _ = self._worker.peer_count("out", slot.number, slot.generation)
+            in_packets, in_bytes, last = self._worker.peer_count("in", slot.number, slot.generation)
+            heard = since + last / 1e9 if in_packets else None
+            statuses.append(PeerStatus(subnet, slot.underlay, out_packets, out_bytes, in_packets, in_bytes, heard))
+        return statuses
+
+    def counters(self) -> dict[str, Counters]:
+        """Return the counters of both directions, "out" and "in", with the outcomes that each can have."""
+        return {direction: self._counters(direction) for direction in DIRECTIONS}
+
+    def notices(self) -> list[Notice]:
+        """Return what the log should say of packets dropped since the last call."""
+        found = []
+        for counters in self.counters().values():
+            for cause in counters.outcomes.keys() & self._noticed.keys():
+                count = counters.outcomes[cause] - self._noticed[cause]
+                if count:
+                    self._noticed[cause] += count
+                    found.append(Notice(cause, count, MEANINGS[cause], self._detail(cause)))
+        return found
+
+    def status(self) -> dict[str, object]:
+        """Return FIB, threads, counters with their meanings: values for JSON."""
+        return {
+            "fib": self._builder.status(),
+            "threads": [
+                {"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}
+                for thread in (self._doors.threads if self._doors else [])
+            ],
+            "counters": {
+                direction: {
+                    "packets": counters.packets,
+                    "outcomes": _explained(counters.outcomes),
+                    "events": _explained(counters.events),
+                }
+                for direction, counters in self.counters().items()
+            },
+        }
+
+    def _counters(self, direction: str) -> Counters:
+        packets, outcomes, events = self._worker.counters(direction)
+        return Counters(
+            packets,
+            {
+                name: count
+                for (name, way, _), count in zip(OUTCOMES, outcomes, strict=True)
+                if count or way in (direction, "both")
+            },
+            {name: count for (name, _), count in zip(EVENTS, events, strict=True)},
+        )
+
+    def _detail(self, cause: str) -> str:
+        if cause == "unknown_sender":
+            stranger = self._worker.stranger()
+            return str(ip_address(stranger[0])) if stranger else ""
+        if cause in ("underlay_unreachable", "send_forbidden", "send_error"):
+            return errno.errorcode.get(self._worker.last_error(), "")
+        return ""
+
+    def _new_slot(self, subnet: Network, underlay: Address, port: int) -> _Slot:
+        number = self._next_slot
+        if self._free and self._builder.passed(self._free[0][0]):
+            number = self._free[0][1]
+        if number >= self._builder.slot_limit:
+            raise LeaseError(f"{subnet}: more than {self._builder.slot_limit - FIRST_PEER} peers")
+        self._set_route(subnet, number)
+        if number == self._next_slot:
+            self._next_slot += 1
+        else:
+            self._free.pop(0)
+        self._generation += 1
+        return _Slot(number, self._generation, underlay, port)
+
+    def _set_route(self, subnet: Network, slot: int) -> None:
+        try:
+            self._builder.set_route(subnet.network_address.packed, subnet.prefixlen, slot)
+        except ValueError as error:
+            raise LeaseError(f"{subnet} {error} ({self._network})") from None
+
+
+MEANINGS = {name: meaning for name, _, meaning in OUTCOMES} | dict(EVENTS)
+
+
+def _explained(counts: dict[str, int]) -> dict[str, dict[str, object]]:
+    return {name: {"count": count, "meaning": MEANINGS[name]} for name, count in counts.items()}

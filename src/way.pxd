@@ -1,0 +1,134 @@
+# A way: all that one loop owns, and the three things that both loops do: sleep, read the clock, answer with ICMP.
+#
+# Each direction has a Way of its own and is its only writer. Memory: allocated with the Worker, freed with it; Python
+# reads counters and peer counts meanwhile. The descriptors are Python's, and valid from the loop's start to its return.
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from posix.time cimport clock_gettime, timespec
+
+from batch cimport Batch
+from block cimport Block
+from counters cimport (ICMP_LIMITED, ICMP_NOT_ALLOWED, ICMP_SENT, NO_ROUTE, OUT_OF_NETWORK, OWN_SUBNET, TOO_BIG,
+                       TTL_EXPIRED, UNDERLAY_UNREACHABLE, WAKE_UPS, Counters, Outcome, PeerCount,
+                       count_event)
+from encap cimport Rules
+from icmp cimport (ERROR_MAX, Limiter, icmp_allowed_ipv4, icmp_allowed_ipv6, icmp_error_ipv4, icmp_error_ipv6,
+                   limiter_take)
+from peer cimport AF_INET, Underlay
+from rcu cimport Rcu, Reader
+from tun cimport tun_write
+from wire.icmp cimport (ICMP_FRAGMENTATION_NEEDED, ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE, ICMP_UNREACHABLE_NET,
+                        ICMPV6_PACKET_TOO_BIG, ICMPV6_TIME_EXCEEDED, ICMPV6_UNREACHABLE, ICMPV6_UNREACHABLE_NO_ROUTE)
+from wire.ipv4 cimport Ipv4Header
+from wire.ipv6 cimport Ipv6Header
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC_COARSE
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    short POLLIN
+    short POLLOUT
+    int ppoll(pollfd *fds, unsigned long count, const timespec *timeout, const void *signals)
+
+cdef struct Way:
+    int tun
+    int udp
+    int path                    # a socket for path_mtu() alone
+    int stop                    # an eventfd: readable means stop
+    Rules rules
+    Rcu *rcu
+    Reader *reader
+    Batch batch
+    Underlay *senders           # BATCH_PACKETS, by the packet's place in the batch; udp_to_tun only
+    Counters counters
+    PeerCount *peers            # by slot
+    Limiter limiter
+    Underlay stranger           # the last unknown sender, for the log
+    bint running                # a thread is in the loop
+    int last_error              # errno of the last send that failed, for the log
+    uint8_t error[ERROR_MAX]    # where ICMP errors are made
+
+
+cdef inline int64_t monotonic() noexcept nogil:
+    """Return CLOCK_MONOTONIC in nanoseconds, exact to a timer tick; no system call, the vDSO answers."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef inline int wait_for(Way *way, int fd, short events, const timespec *timeout) noexcept nogil:
+    """Sleep until `fd` has `events` or the time-out (NULL: never) ends: 1; until stop: 0; or -errno."""
+    cdef pollfd fds[2]
+    cdef int ready
+    fds[0].fd = way.stop
+    fds[0].events = POLLIN
+    fds[1].fd = fd
+    fds[1].events = events
+    ready = ppoll(fds, 2, timeout, NULL)
+    if timeout == NULL:
+        count_event(&way.counters, WAKE_UPS)
+    if ready < 0:
+        return 1 if errno == EINTR else -errno
+    return 0 if ready > 0 and fds[0].revents else 1
+
+
+cdef inline bint allowed(Way *way, const uint8_t *packet, uint32_t length) noexcept nogil:
+    """Tell whether an error about `packet` may go out, by the rules and by the rate; count it if not."""
+    cdef bint ipv4 = way.rules.family == AF_INET
+    cdef uint32_t word
+    if not (icmp_allowed_ipv4(packet, length) if ipv4 else icmp_allowed_ipv6(packet, length)):
+        count_event(&way.counters, ICMP_NOT_ALLOWED)
+        return False
+    if ipv4:
+        word = (<const Ipv4Header *>packet).source
+    else:
+        memcpy(&word, (<const Ipv6Header *>packet).source + 12, 4)
+    if not limiter_take(&way.limiter, word, monotonic()):
+        count_event(&way.counters, ICMP_LIMITED)
+        return False
+    return True
+
+
+cdef inline void answer_ipv4(Way *way, const Block *block, const uint8_t *packet, uint32_t length, Outcome outcome,
+                             uint32_t mtu) noexcept nogil:
+    """Write the ICMP error that goes with `outcome` into the TUN (RFC 792; MTU: RFC 1191, 4)."""
+    cdef uint8_t kind = ICMP_UNREACHABLE
+    cdef uint8_t code = ICMP_UNREACHABLE_NET
+    if outcome == TTL_EXPIRED:
+        kind, code = ICMP_TIME_EXCEEDED, 0
+    elif outcome == TOO_BIG:
+        code = ICMP_FRAGMENTATION_NEEDED
+    length = icmp_error_ipv4(way.error, packet, length, block.own.tunnel, kind, code, mtu)
+    tun_write(way.tun, way.error, length)
+
+
+cdef inline void answer_ipv6(Way *way, const Block *block, const uint8_t *packet, uint32_t length, Outcome outcome,
+                             uint32_t mtu) noexcept nogil:
+    """Write the ICMPv6 error that goes with `outcome` into the TUN (RFC 4443, 3)."""
+    cdef uint8_t kind = ICMPV6_UNREACHABLE
+    if outcome == TTL_EXPIRED:
+        kind = ICMPV6_TIME_EXCEEDED
+    elif outcome == TOO_BIG:
+        kind = ICMPV6_PACKET_TOO_BIG
+    length = icmp_error_ipv6(way.error, packet, length, block.own.tunnel, kind, ICMPV6_UNREACHABLE_NO_ROUTE, mtu)
+    tun_write(way.tun, way.error, length)
+
+
+cdef inline void answer(Way *way, const Block *block, const uint8_t *packet, uint32_t length, Outcome outcome,
+                        uint32_t mtu) noexcept nogil:
+    """Tell the inner sender why its packet ended here, where the RFCs want that; `mtu` goes with TOO_BIG, else 0."""
+    if outcome not in (NO_ROUTE, OWN_SUBNET, OUT_OF_NETWORK, TTL_EXPIRED, TOO_BIG, UNDERLAY_UNREACHABLE):
+        return
+    if not allowed(way, packet, length):
+        return
+    count_event(&way.counters, ICMP_SENT)
+    if way.rules.family == AF_INET:
+        answer_ipv4(way, block, packet, length, outcome, mtu)
+    else:
+        answer_ipv6(way, block, packet, length, outcome, mtu)

@@ -1,0 +1,455 @@
+# The face of the data plane to Python: Builder (what is published) and Worker (the two loops), as
+# flannel_udp._dataplane.
+#
+# Python opens descriptors and decides; it hands in numbers and packed addresses (bytes in network order) and reads
+# counters. The Builder is for one thread, the owner's. A Worker's two loops run one each in a thread of Python's,
+# without the GIL from the first read to stop. Memory: the Builder owns the draft, the published block and the retired
+# ones; the Worker owns its two Ways, and keeps the Builder alive.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from batch cimport ARENA, BATCH_PACKETS
+from block cimport Block, block_copy, block_new
+from counters cimport (BAD_HEADER, BATCHES, DELIVERED, EVENTS as EVENT_COUNT, ICMP_LIMITED, ICMP_NOT_ALLOWED,
+                       ICMP_SENT, NO_ROUTE, NOT_IP, NOT_OURS, OTHER_FAMILY, OUT_OF_NETWORK, OUTCOMES as OUTCOME_COUNT,
+                       OUTER_FRAGMENTED, OWN_SOURCE, OWN_SUBNET, PeerCount, RECEIVE_ERRORS, SEND_BUFFER_FULL,
+                       SEND_ERROR, SEND_FORBIDDEN, SEND_WAITS, SENT, SOURCE_MISMATCH, TOO_BIG, TRUNCATED, TTL_EXPIRED,
+                       TUN_DOWN, TUN_FULL, TUN_REFUSED, UNDERLAY_UNREACHABLE, UNKNOWN_SENDER, WAKE_UPS)
+from encap cimport SOURCE_KNOWN, SOURCE_OFF, SOURCE_STRICT
+from fib cimport (FIB_MAX_CELLS, FIRST_PEER as FIRST_PEER_SLOT, SLOT_NONE, SLOT_OUTSIDE, SLOT_OWN, fib_hash_delete,
+                  fib_hash_set)
+from forward cimport next_hop
+from peer cimport AF_INET, AF_INET6, COAT_MAX, Peer, Underlay, peer_enter, peer_leave
+from rcu cimport RCU_READERS, Rcu, Retired, rcu_passed, rcu_publish, rcu_reclaim
+from tun_to_udp cimport tun_to_udp
+from udp_to_tun cimport udp_to_tun
+from way cimport Way
+from wire.ethernet cimport EthernetHeader
+from wire.ipv4 cimport IPV4_HEADER
+from wire.ipv6 cimport IPV6_HEADER
+from wire.order cimport htons, load128, ntohl, ntohs, u128
+from wire.udp cimport FLANNEL_UDP_PORT, UDP_HEADER
+from wire.vxlan cimport FLANNEL_VXLAN_PORT, VXLAN_HEADER
+
+# Constants of the wire, for every Python file.
+UDP_PORT = FLANNEL_UDP_PORT
+VXLAN_PORT = FLANNEL_VXLAN_PORT
+UDP_OVERHEAD_V4 = IPV4_HEADER + UDP_HEADER
+UDP_OVERHEAD_V6 = IPV6_HEADER + UDP_HEADER
+VXLAN_COAT = VXLAN_HEADER + sizeof(EthernetHeader)
+
+# Slots that are no peer's.
+NO_SLOT = SLOT_NONE
+OWN_SLOT = SLOT_OWN
+OUTSIDE_SLOT = SLOT_OUTSIDE
+FIRST_PEER = FIRST_PEER_SLOT
+
+SOURCE_CHECKS = {"off": SOURCE_OFF, "known": SOURCE_KNOWN, "strict": SOURCE_STRICT}
+
+# Our choice: slots of a network too large for an array of cells.
+cdef enum:
+    HASHED_SLOTS = 1 << 20
+
+cdef dict _OUTCOMES = {
+    SENT: ("sent", "out", "handed to the underlay socket"),
+    DELIVERED: ("delivered", "in", "written into the TUN"),
+    NOT_IP: ("not_ip", "both", "neither IPv4 nor IPv6"),
+    OTHER_FAMILY: ("other_family", "both", "an IP packet of the family that this overlay does not carry"),
+    BAD_HEADER: ("bad_header", "both", "header length or total length that cannot be"),
+    TRUNCATED: ("truncated", "both", "shorter than its header says"),
+    NO_ROUTE: ("no_route", "out", "inside the network, but no node leases the destination's subnet"),
+    OWN_SUBNET: ("own_subnet", "out", "for this node's own subnet, where the kernel has no route of its own to it"),
+    OUT_OF_NETWORK: ("out_of_network", "out", "destination outside the overlay network"),
+    NOT_OURS: ("not_ours", "in", "destination outside this node's subnet"),
+    TTL_EXPIRED: ("ttl_expired", "both", "TTL or hop limit ended at this end of the tunnel"),
+    TOO_BIG: ("too_big", "out", "larger than the path to the peer carries, and not to be fragmented"),
+    UNKNOWN_SENDER: ("unknown_sender", "in", "from an underlay address that no peer has (--source-check)"),
+    SOURCE_MISMATCH: ("source_mismatch", "in", "from a peer that does not lease its source (--source-check=strict)"),
+    OWN_SOURCE: ("own_source", "in", "inner source is this node's own address"),
+    SEND_BUFFER_FULL: ("send_buffer_full", "out", "the socket's buffer or the interface's queue stayed full"),
+    UNDERLAY_UNREACHABLE: ("underlay_unreachable", "out", "this node has no way to the peer's underlay address"),
+    SEND_FORBIDDEN: ("send_forbidden", "out", "a firewall on this node forbids sending to the peer"),
+    SEND_ERROR: ("send_error", "out", "the kernel refused the datagram for another reason; the log names it"),
+    TUN_DOWN: ("tun_down", "in", "the TUN device is down"),
+    TUN_FULL: ("tun_full", "in", "the kernel had no memory or room for the packet"),
+    TUN_REFUSED: ("tun_refused", "in", "the TUN device refused the packet"),
+}
+
+cdef dict _EVENTS = {
+    WAKE_UPS: ("wake_ups", "times that the loop slept and was woken"),
+    BATCHES: ("batches", "batches of one or more packets"),
+    ICMP_SENT: ("icmp_sent", "ICMP errors written into the TUN for the inner sender"),
+    ICMP_NOT_ALLOWED: ("icmp_not_allowed", "ICMP errors that the RFCs forbid to send"),
+    ICMP_LIMITED: ("icmp_limited", "ICMP errors above the rate limit"),
+    OUTER_FRAGMENTED: ("outer_fragmented", "packets that went out in fragments, being too big but without DF"),
+    RECEIVE_ERRORS: ("receive_errors", "errors that the socket reported instead of a datagram"),
+    SEND_WAITS: ("send_waits", "waits for room in the socket's buffer"),
+}
+
+# (name, direction "out" | "in" | "both", meaning) by place in Worker.counters(), and (name, meaning) likewise.
+OUTCOMES = tuple([_OUTCOMES[i] for i in range(OUTCOME_COUNT)])
+EVENTS = tuple([_EVENTS[i] for i in range(EVENT_COUNT)])
+
+
+cdef u128 _number(bytes address) except *:
+    """Return a packed address as a number."""
+    cdef const uint8_t *octets = address
+    cdef uint32_t word
+    if len(address) == 16:
+        return load128(octets)
+    memcpy(&word, octets, 4)
+    return ntohl(word)
+
+
+cdef class Builder:
+    """The private table that Python changes, and the published copies of it.
+
+    Builder(network, prefix_length, subnet_length): `network` packed, 4 or 16 bytes. Raises ValueError if the FIB of an
+    IPv4 network would exceed 2**22 cells, MemoryError.
+    """
+
+    cdef Rcu *rcu
+    cdef Block *draft
+    cdef Block *spare
+    cdef dict routes            # (network as int, prefix length) -> slot
+    cdef list wide              # prefix lengths shorter than a cell that are in use, longest first
+    cdef readonly int address_bits
+    cdef readonly int prefix_length
+    cdef readonly int subnet_length
+    cdef readonly int slot_limit
+    cdef object network
+
+    def __cinit__(self, bytes network not None, int prefix_length, int subnet_length):
+        cdef Block plan
+        cdef object one = 1     # a Python number: 128 bits and more
+        cdef object cells = one << (subnet_length - prefix_length)
+        self.address_bits = 8 * len(network)
+        self.prefix_length = prefix_length
+        self.subnet_length = subnet_length
+        self.network = int.from_bytes(network, "big")
+        self.routes = {}
+        self.wide = []
+        if cells > FIB_MAX_CELLS and self.address_bits == 32:
+            raise ValueError(f"{cells} subnets are more than the FIB's {FIB_MAX_CELLS} cells")
+        memset(&plan, 0, sizeof(plan))
+        plan.family = AF_INET if self.address_bits == 32 else AF_INET6
+        plan.fib.network = _number(network)
+        plan.fib.mask = _number((((one << prefix_length) - 1) << (self.address_bits - prefix_length)).to_bytes(
+            len(network), "big"))
+        plan.fib.shift = self.address_bits - subnet_length
+        plan.fib.cell_count = cells if cells <= FIB_MAX_CELLS else 0
+        plan.fib.bucket_mask = 0 if plan.fib.cell_count else 127
+        plan.peers.capacity = 64
+        plan.peers.bucket_mask = 127
+        plan.own.capacity = 16
+        self.slot_limit = FIRST_PEER_SLOT + (cells if plan.fib.cell_count else HASHED_SLOTS)
+        self.rcu = <Rcu *>calloc(1, sizeof(Rcu))
+        self.draft = block_new(&plan)
+        if self.rcu == NULL or self.draft == NULL:
+            raise MemoryError
+        self.publish()
+
+    def __dealloc__(self):
+        cdef Retired *block
+        if self.rcu != NULL:
+            block = self.rcu.oldest
+            while block != NULL:
+                self.rcu.oldest = block.next
+                free(block)
+                block = self.rcu.oldest
+            free(self.rcu.current)
+        free(self.rcu)
+        free(self.spare)
+        free(self.draft)
+
+    def set_route(self, bytes prefix not None, int length, uint32_t slot):
+        """Send a subnet (packed network, prefix length) to a slot; a shorter prefix than a cell's covers many cells.
+
+        Raises ValueError if the subnet does not fit: longer than a cell, outside the network, or, where the network is
+        too large for cells, of any other length than the configured one.
+        """
+        cdef object key = (int.from_bytes(prefix, "big"), length)
+        if length > self.subnet_length:
+            raise ValueError(f"is smaller than a subnet of this network, /{self.subnet_length}")
+        if length < self.prefix_length or (key[0] ^ self.network) >> (self.address_bits - self.prefix_length):
+            raise ValueError("lies outside the network")
+        if self.draft.fib.cell_count == 0:
+            if length != self.subnet_length:
+                raise ValueError(f"is no /{self.subnet_length}, and this network is too large for other lengths")
+            if len(self.routes) * 2 > self.draft.fib.bucket_mask:
+                self._resize(self.draft.peers.capacity, self.draft.fib.bucket_mask * 2 + 1, self.draft.own.capacity)
+        self.routes[key] = slot
+        self._paint(key)
+
+    def delete_route(self, bytes prefix not None, int length):
+        """Forget a subnet; what a shorter one covers falls back to that. Unknown ones are ignored."""
+        cdef object key = (int.from_bytes(prefix, "big"), length)
+        if self.routes.pop(key, None) is not None:
+            self._paint(key)
+
+    cdef int _paint(self, tuple key) except -1:
+        """Write the cells of one subnet as the routes now have them; the longest covering prefix wins."""
+        cdef object number = key[0] >> (self.address_bits - self.subnet_length)
+        cdef object base = self.network >> (self.address_bits - self.subnet_length)
+        cdef uint32_t first, i
+        self.wide = sorted({length for _, length in self.routes if length < self.subnet_length}, reverse=True) \
+            if key[1] < self.subnet_length else self.wide
+        if self.draft.fib.cell_count == 0:
+            if key in self.routes:
+                fib_hash_set(&self.draft.fib, _number(number.to_bytes(16, "big")), self.routes[key])
+            else:
+                fib_hash_delete(&self.draft.fib, _number(number.to_bytes(16, "big")))
+            return 0
+        first = number - base
+        for i in range(<uint32_t>(1 << (self.subnet_length - <int>key[1]))):
+            self.draft.fib.cells[first + i] = self._resolve(number + i)
+        return 0
+
+    cdef uint32_t _resolve(self, object number) except? SLOT_OUTSIDE:
+        """Return the slot for one cell, by its number, from the routes."""
+        cdef int shift = self.address_bits - self.subnet_length
+        cdef object slot = self.routes.get((number << shift, self.subnet_length))
+        for length in self.wide if slot is None else ():
+            shift = self.address_bits - length
+            slot = self.routes.get(((number >> (self.subnet_length - length)) << shift, length))
+            if slot is not None:
+                break
+        return SLOT_NONE if slot is None else slot
+
+    def set_peer(self, uint32_t slot, uint32_t generation, bytes address not None, uint16_t port,
+                 bytes coat not None=b""):
+        """Enter the peer in `slot` (FIRST_PEER ... slot_limit - 1): packed underlay address, port, coat."""
+        cdef uint32_t capacity = self.draft.peers.capacity
+        cdef Peer *peer
+        if not FIRST_PEER_SLOT <= slot < <uint32_t>self.slot_limit or generation == 0:
+            raise ValueError(f"slot {slot}, generation {generation}: no peer can be there")
+        if len(coat) > COAT_MAX or len(address) * 8 != self.address_bits:
+            raise ValueError("coat too long, or an address of the other family")
+        while slot >= capacity:
+            capacity *= 2
+        if capacity != self.draft.peers.capacity:
+            self._resize(capacity, self.draft.fib.bucket_mask, self.draft.own.capacity)
+        self.delete_peer(slot)
+        peer = &self.draft.peers.slots[slot]
+        peer.generation = generation
+        memcpy(peer.coat, <const uint8_t *>coat, len(coat))
+        if self.draft.family == AF_INET:
+            peer.underlay.ipv4.sin_family, peer.underlay.ipv4.sin_port = AF_INET, htons(port)
+            memcpy(&peer.underlay.ipv4.sin_addr, <const uint8_t *>address, 4)
+        else:
+            peer.underlay.ipv6.sin6_family, peer.underlay.ipv6.sin6_port = AF_INET6, htons(port)
+            memcpy(&peer.underlay.ipv6.sin6_addr, <const uint8_t *>address, 16)
+        peer_enter(&self.draft.peers, slot, self.draft.family)
+
+    def delete_peer(self, uint32_t slot):
+        """Empty a slot; routes to it must be gone by the same publish."""
+        if slot < self.draft.peers.capacity and self.draft.peers.slots[slot].generation:
+            peer_leave(&self.draft.peers, slot, self.draft.family)
+            memset(&self.draft.peers.slots[slot], 0, sizeof(Peer))
+
+    def set_own(self, bytes tunnel not None, list addresses not None):
+        """Tell this node's tunnel address (the source of ICMP errors) and all its addresses, packed."""
+        cdef uint32_t capacity = self.draft.own.capacity
+        cdef uint32_t i
+        while capacity < <uint32_t>len(addresses):
+            capacity *= 2
+        if capacity != self.draft.own.capacity:
+            self._resize(self.draft.peers.capacity, self.draft.fib.bucket_mask, capacity)
+        memcpy(self.draft.own.tunnel, <const uint8_t *>tunnel, len(tunnel))
+        self.draft.own.count = len(addresses)
+        for i in range(self.draft.own.count):
+            self.draft.own.addresses[i] = _number(addresses[i])
+
+    cdef int _resize(self, uint32_t capacity, uint32_t bucket_mask, uint32_t own_capacity) except -1:
+        """Move the draft into a block with more room."""
+        cdef Block *old = self.draft
+        cdef Block plan = old[0]
+        cdef Block *block
+        cdef uint32_t i
+        plan.peers.capacity, plan.peers.bucket_mask = capacity, capacity * 2 - 1
+        plan.fib.bucket_mask, plan.own.capacity = bucket_mask, own_capacity
+        block = block_new(&plan)
+        if block == NULL:
+            raise MemoryError
+        memcpy(block.fib.cells, old.fib.cells, old.fib.cell_count * sizeof(uint32_t))
+        memcpy(block.peers.slots, old.peers.slots, old.peers.capacity * sizeof(Peer))
+        memcpy(block.own.addresses, old.own.addresses, old.own.count * sizeof(u128))
+        for i in range(old.peers.capacity):
+            if block.peers.slots[i].generation:
+                peer_enter(&block.peers, i, block.family)
+        for i in range(old.fib.bucket_mask + 1 if old.fib.cell_count == 0 else 0):
+            if old.fib.buckets[i].slot != SLOT_NONE:
+                fib_hash_set(&block.fib, old.fib.buckets[i].number, old.fib.buckets[i].slot)
+        self.draft = block
+        free(old)
+        return 0
+
+    def publish(self):
+        """Make the loops see the table as it is now; return the epoch of the change. Raises MemoryError."""
+        cdef Block *block = self.spare
+        cdef Retired *old
+        self.spare = NULL
+        if block != NULL and block.size != self.draft.size:
+            free(block)
+            block = NULL
+        if block == NULL:
+            block = block_new(self.draft)
+        if block == NULL:
+            raise MemoryError
+        with nogil:
+            block_copy(block, self.draft)
+            rcu_publish(self.rcu, &block.retired)
+        while True:
+            old = rcu_reclaim(self.rcu)
+            if old == NULL:
+                return self.rcu.epoch
+            free(self.spare)
+            self.spare = <Block *>old
+
+    def passed(self, uint64_t epoch):
+        """Tell whether no loop can still use what was published before `epoch`."""
+        return bool(rcu_passed(self.rcu, epoch))
+
+    def lookup(self, bytes address not None):
+        """Return the slot for a packed overlay address, as the next publish will have it."""
+        return next_hop(self.draft, _number(address))
+
+    def status(self):
+        """Return the table's measures: shape ("cells" | "hash"), cells, routes, peer_capacity, bytes, retired."""
+        cdef Retired *block = self.rcu.oldest
+        cdef int retired = 0
+        while block != NULL:
+            retired, block = retired + 1, block.next
+        return {"shape": "cells" if self.draft.fib.cell_count else "hash", "cells": self.draft.fib.cell_count,
+                "routes": len(self.routes), "peer_capacity": self.draft.peers.capacity, "bytes": self.draft.size,
+                "retired": retired}
+
+
+cdef class Worker:
+    """Two loops over one table: tun_to_udp() and udp_to_tun(), each to be called in a thread of its own.
+
+    Worker(builder, coat_length=, ttl_step=, overhead=, source_check=): the record that makes a backend (bytes, hops,
+    bytes, a value of SOURCE_CHECKS). What the loops count and learn lives with the Worker and survives their restarts.
+    """
+
+    cdef Builder builder
+    cdef Way *out
+    cdef Way *into
+
+    def __cinit__(self, Builder builder not None, *, int coat_length, int ttl_step, int overhead, int source_check):
+        if not 0 <= coat_length <= COAT_MAX or source_check not in SOURCE_CHECKS.values():
+            raise ValueError(f"coat of {coat_length} bytes, source check {source_check}")
+        self.builder = builder
+        self.out = self._way(coat_length, ttl_step, overhead, source_check)
+        self.into = self._way(coat_length, ttl_step, overhead, source_check)
+        self.into.senders = <Underlay *>calloc(BATCH_PACKETS, sizeof(Underlay))
+        if self.into.senders == NULL:
+            raise MemoryError
+
+    cdef Way *_way(self, int coat_length, int ttl_step, int overhead, int source_check) except NULL:
+        """Allocate one direction and give it a reader's place."""
+        cdef Way *way = <Way *>calloc(1, sizeof(Way))
+        cdef int i
+        if way == NULL:
+            raise MemoryError
+        way.rules.family = self.builder.draft.family
+        way.rules.coat_length, way.rules.ttl_step = coat_length, ttl_step
+        way.rules.overhead, way.rules.source_check = overhead, source_check
+        way.rcu = self.builder.rcu
+        way.batch.arena = <uint8_t *>calloc(1, ARENA)
+        # By slot, for all slots there can be: the kernel gives pages only to those that are used.
+        way.peers = <PeerCount *>calloc(self.builder.slot_limit, sizeof(PeerCount))
+        for i in range(RCU_READERS):
+            if way.reader == NULL and not self.builder.rcu.readers[i].taken:
+                way.reader = &self.builder.rcu.readers[i]
+                way.reader.taken = 1
+        if way.batch.arena == NULL or way.peers == NULL or way.reader == NULL:
+            _free_way(way)
+            raise MemoryError
+        return way
+
+    def __dealloc__(self):
+        _free_way(self.out)
+        _free_way(self.into)
+
+    def tun_to_udp(self, int tun, int udp, int path, int stop):
+        """Forward outwards until `stop` (an eventfd) is readable.
+
+        tun, udp: non-blocking descriptors; path: a UDP socket bound to the same address, kept for path-MTU questions.
+        Raises OSError when the TUN fails, RuntimeError if this loop runs already.
+        """
+        self._enter(self.out, tun, udp, path, stop)
+        cdef int result
+        with nogil:
+            result = tun_to_udp(self.out)
+        self._leave(self.out, result)
+
+    def udp_to_tun(self, int tun, int udp, int path, int stop):
+        """Forward inwards until `stop` is readable; arguments and errors as tun_to_udp(), but the socket's."""
+        self._enter(self.into, tun, udp, path, stop)
+        cdef int result
+        with nogil:
+            result = udp_to_tun(self.into)
+        self._leave(self.into, result)
+
+    cdef int _enter(self, Way *way, int tun, int udp, int path, int stop) except -1:
+        if way.running:
+            raise RuntimeError("this loop runs already")
+        way.running = True
+        way.tun, way.udp, way.path, way.stop = tun, udp, path, stop
+        return 0
+
+    cdef int _leave(self, Way *way, int result) except -1:
+        way.running = False
+        if result < 0:
+            raise OSError(-result, "the loop ended")
+        return 0
+
+    def counters(self, str direction not None):
+        """Return (packets in, outcomes by place in OUTCOMES, events by place in EVENTS) of "out" or "in"."""
+        cdef Way *way = self._which(direction)
+        cdef int i
+        return (way.counters.packets_in, [way.counters.outcome[i] for i in range(<int>OUTCOME_COUNT)],
+                [way.counters.event[i] for i in range(<int>EVENT_COUNT)])
+
+    def peer_count(self, str direction not None, uint32_t slot, uint32_t generation):
+        """Return (packets, bytes, nanoseconds of CLOCK_MONOTONIC when last) of a peer; zeros if none went that way."""
+        cdef PeerCount *count
+        if slot >= <uint32_t>self.builder.slot_limit:
+            raise ValueError(f"slot {slot}: there are {self.builder.slot_limit}")
+        count = &self._which(direction).peers[slot]
+        if count.generation != generation:
+            return 0, 0, 0
+        return count.packets, count.bytes, count.last
+
+    def stranger(self):
+        """Return the last unknown sender as (packed address, port), or None."""
+        cdef Underlay *seen = &self.into.stranger
+        if self.builder.draft.family == AF_INET:
+            address, port = (<char *>&seen.ipv4.sin_addr)[:4], ntohs(seen.ipv4.sin_port)
+        else:
+            address, port = (<char *>&seen.ipv6.sin6_addr)[:16], ntohs(seen.ipv6.sin6_port)
+        return (address, port) if port else None
+
+    def last_error(self):
+        """Return the errno of the last send that failed, 0 if none did."""
+        return self.out.last_error
+
+    cdef Way *_which(self, str direction) except NULL:
+        if direction not in ("out", "in"):
+            raise ValueError(f'direction {direction!r}: "out" or "in" is wanted')
+        return self.out if direction == "out" else self.into
+
+
+cdef void _free_way(Way *way) noexcept:
+    """Free one direction and give its reader's place back."""
+    if way == NULL:
+        return
+    if way.reader != NULL:
+        way.reader.taken = 0
+    free(way.batch.arena)
+    free(way.peers)
+    free(way.senders)
+    free(way)
