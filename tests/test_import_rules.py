@@ -17,7 +17,7 @@ CYTHON = ROOT / "src"
 
 # A module of the package, or a folder of modules, and what of ours it may import. A folder may always import itself.
 VALUES = {"errors", "lease", "config", "options", "logs", "link"}
-DOORS = {"registry", "netlink", "tun", "underlay", "subnet_env", "control"}  # they touch the outside world
+DOORS = {"registry", "netlink", "tun", "underlay", "subnet_env", "control", "instance"}  # they touch the outside world
 DECISIONS = {"subnet", "backend", "forwarder"}
 WORDS = {"headers", "dissect", "render"}  # they explain and show; bytes and values in, text out
 FLOORS = {
