@@ -101,7 +101,7 @@ class Registry(Protocol):
         """Forget changes up to a revision; watches from before it get Compacted. A revision to come counts as now."""
 
     def close(self) -> None:
-        """Give everything back; pending and later calls raise RegistryUnavailable. Idempotent, from any thread."""
+        """Give everything back; pending and later calls, waits included, raise RegistryUnavailable. Idempotent."""
 
 
 def _open_sqlite(url: str, timeout: float) -> Registry:

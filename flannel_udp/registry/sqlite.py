@@ -125,6 +125,11 @@ class SqliteRegistry:
 
     # What a watch needs too.
 
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._closed
+
     def expire(self) -> None:
         """Delete what has expired; cheap when nothing has."""
         with self._transaction("DEFERRED") as db:
@@ -250,6 +255,8 @@ class SqliteWatch:
             expiry = self._next_expiry
             until_expiry = left if expiry is None else max(0.0, expiry - self._registry.clock())
             self._bell.wait(min(left, _SAFETY_SECONDS, until_expiry))
+        if self._registry.closed:
+            raise RegistryUnavailable(f"registry {self._registry.path}: closed")
         return ()
 
     def cancel(self) -> None:

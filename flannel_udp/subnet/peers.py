@@ -1,0 +1,72 @@
+"""The table of peers: what changed, told from leases and from events of leases. Values in, values out.
+
+A key that cannot be read touches no other, and does not take away what was known of its own: a standing route is better
+than none, until the key is deleted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flannel_udp.lease import Lease, LeaseEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What an owner of routes has to do, `deleted` first, and the keys that newly make no sense, with the reason."""
+
+    put: tuple[Lease, ...]
+    deleted: tuple[Lease, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+class PeerTable:
+    """Peers by their key in the registry."""
+
+    def __init__(self) -> None:
+        self.leases: dict[str, Lease] = {}
+        self.skipped: dict[str, str] = {}
+
+    def reset(self, events: Iterable[LeaseEvent]) -> Difference:
+        """Make the table hold exactly these puts; whole leases are compared, so a changed address is a change."""
+        puts = list(events)
+        gone = (self.leases.keys() | self.skipped.keys()) - {event.key for event in puts}
+        return self.apply([*(LeaseEvent("delete", key, 0) for key in sorted(gone)), *puts])
+
+    def apply(self, events: Iterable[LeaseEvent]) -> Difference:
+        """Take events in their order and say what came of all of them together."""
+        before: dict[str, Lease | None] = {}
+        skipped: dict[str, str] = {}
+        for event in events:
+            before.setdefault(event.key, self.leases.get(event.key))
+            if event.kind == "delete":
+                self.leases.pop(event.key, None)
+                self.skipped.pop(event.key, None)
+            elif event.lease is None:
+                if self.skipped.get(event.key) != event.problem:
+                    skipped[event.key] = event.problem
+                self.skipped[event.key] = event.problem
+            else:
+                self.leases[event.key] = event.lease
+                self.skipped.pop(event.key, None)
+        deleted = [old for key, old in before.items() if old and key not in self.leases]
+        put = [new for key, old in before.items() if (new := self.leases.get(key)) and not new.same_as(old)]
+        return Difference((*put, *self._shared(deleted, put)), tuple(deleted), tuple(skipped.items()))
+
+    def _shared(self, deleted: list[Lease], put: list[Lease]) -> list[Lease]:
+        """Leases that stand and have a subnet in common with a deleted one, whose deletion would take theirs away.
+
+        Only a registry that others wrote to without the guard of ours has such pairs.
+        """
+        subnets = {subnet for lease in deleted for subnet in (lease.subnet, lease.ipv6_subnet) if subnet}
+        if not subnets:
+            return []
+        return [
+            lease
+            for lease in self.leases.values()
+            if (lease.subnet in subnets or lease.ipv6_subnet in subnets) and lease not in put
+        ]
