@@ -4,14 +4,18 @@ import importlib
 import os
 from pathlib import Path
 
+import pytest
+
 
 def pytest_configure() -> None:
     folder = os.environ.get("FLANNEL_UDP_SANITIZED")
     if folder is None:
         return
-    assert "libasan" in Path("/proc/self/maps").read_text(), "no address sanitizer is loaded: see Makefile"
+    if "libasan" not in Path("/proc/self/maps").read_text():
+        raise pytest.UsageError("no address sanitizer is loaded: see LD_PRELOAD in the Makefile")
     for name in ("_dataplane", "_probe"):
-        found = importlib.import_module(f"flannel_udp.{name}").__file__
-        assert found is not None
-        assert Path(found).is_relative_to(folder), f"{found} is imported instead of the build in {folder}"
-        assert b"__asan_report" in Path(found).read_bytes(), f"{found} is built without the address sanitizer"
+        found = Path(str(importlib.import_module(f"flannel_udp.{name}").__file__))
+        if not found.is_relative_to(folder):
+            raise pytest.UsageError(f"{found} is imported instead of the build in {folder}")
+        if b"__asan_report" not in found.read_bytes():
+            raise pytest.UsageError(f"{found} is built without the address sanitizer")
