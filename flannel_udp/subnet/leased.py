@@ -1,9 +1,7 @@
 """The subnet manager that chooses this node's subnet itself and keeps it, as a lease, in a registry.
 
-It does what flannel's does, but every write is a compare-and-swap. A new lease is created only if nothing below
-subnets/ changed since the snapshot it was chosen from, and whoever loses that race chooses again. A lease is renewed,
-updated or given back only at the revision that this node wrote or saw last: a node that was away too long cannot
-overwrite its heir.
+It does what flannel's does, but every write is a compare-and-swap (own.py), whoever loses a race chooses again, and
+peers are compared as whole leases (peers.py).
 
 One thread follows the registry and renews; the caller's threads acquire, update and release. Both meet at one lock,
 held over a write and over taking note of it, so that the thread never meets the echo of a write before the writer knows
@@ -15,11 +13,9 @@ shows only when the other writes, and is told then (Trouble "own-lease-shared").
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from flannel_udp.config import NetworkConfig, parse_network_config
@@ -33,24 +29,16 @@ from flannel_udp.errors import (
     RegistryUnavailable,
     UsageError,
 )
-from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_attrs, decode_lease, encode_attrs, parse_subnet_key
-from flannel_udp.lease import subnet_key as write_key
-from flannel_udp.subnet import (
-    ConfigChanged,
-    OwnLeaseChanged,
-    OwnLeaseLost,
-    PeersChanged,
-    PeersReset,
-    SubnetEvent,
-    Trouble,
-)
-from flannel_udp.subnet.choose import Subnets, choose, fits
+from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_lease
+from flannel_udp.subnet import ConfigChanged, PeersChanged, PeersReset, SubnetEvent, Trouble
+from flannel_udp.subnet.own import OwnLease
 from flannel_udp.subnet.peers import PeerTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flannel_udp.registry import Change, Entry, Registry, Watch
+    from flannel_udp.registry import Change, Registry, Watch
+    from flannel_udp.subnet.choose import Subnets
 
 TTL: Final = 86400.0  # specification: flannel's 24 hours
 RENEW_MARGIN: Final = 3600.0  # specification: flannel's default of 60 minutes
@@ -78,21 +66,16 @@ class LeasedSubnetManager:
         if not 0 < renew_margin < ttl:
             raise UsageError(f"renew margin {renew_margin:g} s: more than 0, less than the time to live of {ttl:g} s")
         self._registry = registry
-        self._ttl = ttl
-        self._margin = renew_margin
-        self._previous = previous
         self._acquire_timeout = acquire_timeout
         self._clock = clock
         self._rng = rng or random.Random()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        # Guarded by the lock: the configuration in use, the own lease and its key in the registry.
+        # Guarded by the lock: the configuration in use, and the own lease.
         self._config: NetworkConfig | None = None
         self._told_config: str | None = None
-        self._own: Lease | None = None
-        self._own_key = ""
-        self._renew_at = math.inf
+        self._own = OwnLease(registry, ttl, renew_margin, previous, clock, self._rng)
         # The thread's own.
         self._post: Callable[[SubnetEvent], None] = _unheard
         self._peers = PeerTable()
@@ -125,7 +108,7 @@ class LeasedSubnetManager:
         while True:
             try:
                 with self._lock:
-                    return self._try_acquire(config, attrs)
+                    return self._own.acquire(config, attrs)
             except Conflict:
                 tries += 1
                 self.counters["lost_races"] += 1
@@ -137,15 +120,7 @@ class LeasedSubnetManager:
     def update(self, attrs: LeaseAttrs) -> Lease:
         """See the protocol."""
         with self._lock:
-            own = self._own
-            if own is None:
-                raise LeaseError("this node holds no lease to update")
-            try:
-                return self._write(attrs, own.revision)
-            except Conflict:
-                # The thread may not have met yet what another wrote: still ours, or lost?
-                entry = self._find_own()
-                return self._write(attrs, entry.revision)
+            return self._own.update(attrs)
 
     def events(self, post: Callable[[SubnetEvent], None]) -> None:
         """See the protocol."""
@@ -158,16 +133,7 @@ class LeasedSubnetManager:
     def release(self) -> None:
         """See the protocol. A reservation stays; so does a lease that another node has taken."""
         with self._lock:
-            own = self._own
-            if own is None:
-                return
-            self._previous = own.subnet, own.ipv6_subnet
-            if own.expiry is not None:
-                try:
-                    self._registry.delete(self._own_key, own.revision)
-                except Conflict:
-                    self._registry.delete(self._own_key, self._find_own().revision)
-            self._own, self._renew_at = None, math.inf
+            self._own.release()
 
     def close(self) -> None:
         """See the protocol."""
@@ -177,57 +143,6 @@ class LeasedSubnetManager:
         self._registry.close()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_CLOSE_SECONDS)
-
-    # The own lease; with the lock held.
-
-    def _try_acquire(self, config: NetworkConfig, attrs: LeaseAttrs) -> Lease:
-        listing = self._registry.snapshot()
-        taken: dict[str, Subnets] = {}
-        mine: list[Entry] = []
-        for entry in listing.entries:
-            try:
-                taken[entry.key] = parse_subnet_key(entry.key)  # whatever the value, the subnet is not free
-                if _same_node(decode_attrs(entry.value), attrs):
-                    mine.append(entry)
-            except LeaseError:
-                continue
-        fitting = [entry for entry in mine if fits(config, taken[entry.key])]
-        if fitting:
-            entry = min(fitting, key=lambda entry: (taken[entry.key] != self._previous, entry.key))
-            return self._hold(entry.key, attrs, None if entry.expiry is None else self._ttl, entry.revision)
-        for entry in mine:
-            if entry.expiry is not None:  # a reservation is an administrator's, even one that no longer fits
-                self._registry.delete(entry.key, entry.revision)
-                del taken[entry.key]
-        chosen = choose(config, taken.values(), self._previous, self._rng)
-        entry = self._registry.create(write_key(*chosen), encode_attrs(attrs), self._ttl, listing.revision)
-        return self._note(entry, attrs)
-
-    def _hold(self, key: str, attrs: LeaseAttrs, ttl: float | None, revision: int) -> Lease:
-        return self._note(self._registry.update(key, encode_attrs(attrs), ttl, revision), attrs)
-
-    def _write(self, attrs: LeaseAttrs, revision: int) -> Lease:
-        """Write the own lease anew; a reservation stays one."""
-        assert self._own is not None
-        return self._hold(self._own_key, attrs, None if self._own.expiry is None else self._ttl, revision)
-
-    def _note(self, entry: Entry, attrs: LeaseAttrs) -> Lease:
-        """Remember a write of this node."""
-        subnet, ipv6_subnet = parse_subnet_key(entry.key)
-        self._own = Lease(subnet, ipv6_subnet, attrs, entry.expiry, entry.revision)
-        self._own_key = entry.key
-        self._previous = subnet, ipv6_subnet
-        self._renew_at = math.inf if entry.expiry is None else entry.expiry - self._margin
-        return self._own
-
-    def _find_own(self) -> Entry:
-        """Find the own lease in the registry; LeaseError if it is another's by now."""
-        own = self._own
-        assert own is not None
-        for entry in self._registry.snapshot().entries:
-            if entry.key == self._own_key and _same_node(decode_attrs(entry.value), own.attrs):
-                return entry
-        raise LeaseError(f"lease {self._own_key} is no longer this node's")
 
     # The thread.
 
@@ -253,7 +168,7 @@ class LeasedSubnetManager:
         try:
             while self._revision is not None and not self._stop.is_set():
                 self._renew()
-                changes = watch.wait(min(_WAIT_MAX, max(0.0, self._renew_at - self._clock())))
+                changes = watch.wait(min(_WAIT_MAX, max(0.0, self._own.renew_at - self._clock())))
                 self._delay = _BACKOFF_MIN
                 if changes:
                     self._apply(changes)
@@ -263,12 +178,8 @@ class LeasedSubnetManager:
 
     def _renew(self) -> None:
         with self._lock:
-            own = self._own
-            if own is None or self._clock() < self._renew_at:
-                return
             try:
-                self._write(own.attrs, own.revision)
-                self.counters["renewals"] += 1
+                self.counters["renewals"] += self._own.renew()
             except Conflict:
                 self._revision = None  # somebody wrote it: a snapshot shows who
 
@@ -282,10 +193,9 @@ class LeasedSubnetManager:
         puts = [_decode("put", entry.key, entry.revision, entry.value, entry.expiry) for entry in listing.entries]
         with self._lock:
             told = self._judge_config(text)
-            if self._own is not None and self._own.revision <= listing.revision:
-                absent = LeaseEvent("delete", self._own_key, listing.revision)
-                told += self._judge_own(next((put for put in puts if put.key == self._own_key), absent))
-            peers = [self._as_peer(put) for put in puts]
+            absent = LeaseEvent("delete", self._own.key, listing.revision)
+            told += self._own.judge(next((put for put in puts if put.key == self._own.key), absent))
+            peers = [self._own.as_peer(put) for put in puts]
         difference = self._peers.reset(peers)
         self._revision = listing.revision
         self.counters["resyncs"] += 1
@@ -304,55 +214,19 @@ class LeasedSubnetManager:
         with self._lock:
             for change in changes:
                 if change.kind == "config" or change.kind == "config-delete":
-                    told += self._judge_config(change.value.decode() if change.kind == "config" else None)
+                    text = change.value.decode("utf-8", "replace") if change.kind == "config" else None
+                    told += self._judge_config(text)
                     continue
                 event = _decode(change.kind, change.key, change.revision, change.value, change.expiry)
-                if self._own is not None and event.key == self._own_key:
-                    told += self._judge_own(event)
-                    if self._own is None:
-                        self._revision = None  # what was no peer beside the own lease may be one now
-                peers.append(self._as_peer(event))
+                held = self._own.lease is not None
+                told += self._own.judge(event)
+                if held and self._own.lease is None:
+                    self._revision = None  # what was no peer beside the own lease may be one now
+                peers.append(self._own.as_peer(event))
         difference = self._peers.apply(peers)
         if difference.put or difference.deleted:
             told.append(PeersChanged(difference.put, difference.deleted))
         self._tell(told, difference.skipped)
-
-    def _as_peer(self, event: LeaseEvent) -> LeaseEvent:
-        """What an event means to the table of peers: nothing of this node's own is a peer."""
-        own, lease = self._own, event.lease
-        if own is None or lease is None:
-            return event
-        if event.key == self._own_key:
-            return LeaseEvent("delete", event.key, event.revision)
-        if _same_node(lease.attrs, own.attrs):
-            return replace(event, lease=None, problem="a second lease of this node's public address")
-        if _overlaps(lease, own):
-            return replace(event, lease=None, problem=f"overlaps this node's own lease {self._own_key}")
-        return event
-
-    def _judge_own(self, event: LeaseEvent) -> list[SubnetEvent]:
-        """Take note of a change of the own key that this node did not make."""
-        own = self._own
-        if own is None or event.revision <= own.revision:
-            return []
-        if event.kind == "delete":
-            return [self._lose(f"lease {self._own_key} expired or was deleted")]
-        if event.lease is None:
-            self._own, self._renew_at = replace(own, revision=event.revision), self._clock()
-            return [Trouble("own-lease-unreadable", f"{self._own_key}: {event.problem}; written anew")]
-        if not _same_node(event.lease.attrs, own.attrs):
-            heir = event.lease.attrs.public_ip or event.lease.attrs.public_ipv6
-            return [self._lose(f"lease {self._own_key} belongs to {heir} now")]
-        expiry = event.lease.expiry
-        self._own = replace(event.lease, attrs=own.attrs)
-        self._renew_at = math.inf if expiry is None else expiry - self._margin
-        address = own.attrs.public_ip or own.attrs.public_ipv6
-        shared = f"{self._own_key} was written by another hand: an administrator's, or a second node's at {address}"
-        return [Trouble("own-lease-shared", shared), OwnLeaseChanged(event.lease)]
-
-    def _lose(self, reason: str) -> OwnLeaseLost:
-        self._own, self._renew_at = None, math.inf  # its subnet stays the preferred one
-        return OwnLeaseLost(reason)
 
     def _judge_config(self, text: str | None) -> list[SubnetEvent]:
         if text == self._told_config:
@@ -397,19 +271,6 @@ class LeasedSubnetManager:
 
 def _unheard(event: SubnetEvent) -> None:
     raise AssertionError(f"{event} before events()")
-
-
-def _same_node(one: LeaseAttrs, other: LeaseAttrs) -> bool:
-    """Whether two leases are of one node: flannel's rule, the public IPv4 address; the IPv6 one where there is none."""
-    if one.public_ip is None and other.public_ip is None:
-        return one.public_ipv6 is not None and one.public_ipv6 == other.public_ipv6
-    return one.public_ip == other.public_ip
-
-
-def _overlaps(one: Lease, other: Lease) -> bool:
-    return bool(one.subnet and other.subnet and one.subnet.overlaps(other.subnet)) or bool(
-        one.ipv6_subnet and other.ipv6_subnet and one.ipv6_subnet.overlaps(other.ipv6_subnet)
-    )
 
 
 def _decode(kind: Literal["put", "delete"], key: str, revision: int, value: bytes, expiry: float | None) -> LeaseEvent:

@@ -418,9 +418,11 @@ class Gated(SqliteRegistry):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.down = threading.Event()
+        self.refusals = 0
 
     def check(self) -> None:
         if self.down.is_set():
+            self.refusals += 1
             raise RegistryUnavailable("cut off by the test")
 
     def snapshot(self) -> Listing:
@@ -466,6 +468,7 @@ def test_an_outage_is_told_once_changes_nothing_and_is_made_good(world: World) -
     registry.cut()
     trouble = events.next(Trouble)
     assert trouble.cause == "registry-unavailable"
+    wait_until(lambda: registry.refusals >= 4, "four attempts")
     world.overwrite("10.5.2.0-24", encode_attrs(attrs("22.22.22.22")))  # an address changed during the outage is seen
     world.admin.delete("10.5.3.0-24", world.entry("10.5.3.0-24").revision)
     world.lease("10.5.4.0-24", "4.4.4.4")
@@ -501,6 +504,7 @@ def test_compaction_leads_to_a_new_snapshot(world: World) -> None:
     changed = events.next(PeersChanged)
     assert ([lease.key for lease in changed.put], changed.deleted) == (["10.5.4.0-24"], ())
     assert manager.counters["resyncs"] == 2
+    assert [event for event in events.seen if isinstance(event, Trouble)] == []  # nobody's trouble
 
 
 def test_a_first_snapshot_that_fails_is_tried_again(world: World) -> None:
