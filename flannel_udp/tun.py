@@ -88,6 +88,11 @@ def open_tun(pattern: str, mtu: int, address: Interface, network: Network, links
     return tun
 
 
+def check_tun(pattern: str) -> None:
+    """Raise TunError if no such device can be made here; leaves none."""
+    _open_queue(pattern, FLAGS).close()
+
+
 def host_warnings(name: str, version: int) -> list[str]:
     """What of this host's settings keeps packets from the device or drops those that it gives: a line each."""
     forwarding = "ipv4.ip_forward" if version == 4 else "ipv6.conf.all.forwarding"

@@ -1,0 +1,84 @@
+"""Backends: how the overlay is carried. The protocol, and the table of those that exist.
+
+A backend knows what a lease must say, which device and sockets it takes, and where a peer's lease sends packets. It
+holds nothing that changes: that is the data path's (path.py), which is built from it, and the peers' (peers.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from flannel_udp.backend.udp import UdpBackend
+from flannel_udp.errors import ConfigError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Mapping
+
+    from flannel_udp.backend.peers import NextHop
+    from flannel_udp.config import NetworkConfig
+    from flannel_udp.forwarder import Counters, Notice, PeerStatus
+    from flannel_udp.lease import Lease, LeaseAttrs
+    from flannel_udp.link import Address, Interface, Network
+    from flannel_udp.options import NodeOptions
+    from flannel_udp.tun import Tun, TunLinks
+    from flannel_udp.underlay import ExternalInterface
+
+
+class DataPlane(Protocol):
+    """The face of the data plane: forwarder.Forwarder."""
+
+    def set_own(self, subnet: Network, tunnel_address: Address, local_addresses: Iterable[Address]) -> None: ...  # noqa: D102
+    def set_peer(self, subnet: Network, underlay: Address, port: int, coat: bytes = b"") -> None: ...  # noqa: D102
+    def delete_peer(self, subnet: Network) -> None: ...  # noqa: D102
+    def publish(self) -> None: ...  # noqa: D102
+    def start(self, tun_fd: int, socket_fd: int, path_fd: int,  # noqa: D102
+              on_exit: Callable[[str, OSError | None], None]) -> None: ...
+    def stop(self) -> None: ...  # noqa: D102
+    def peers(self) -> list[PeerStatus]: ...  # noqa: D102
+    def counters(self) -> dict[str, Counters]: ...  # noqa: D102
+    def notices(self) -> list[Notice]: ...  # noqa: D102
+    def status(self) -> dict[str, object]: ...  # noqa: D102
+
+
+class Backend(Protocol):
+    """One way to carry the overlay, for this node and this configuration."""
+
+    name: str
+    mtu: int
+    """Of the device, and so of the pods."""
+
+    def attrs(self) -> LeaseAttrs:
+        """What this node's lease tells its peers."""
+
+    def subnet(self, lease: Lease) -> Network:
+        """Of a lease the subnet whose packets this backend carries; LeaseError if it has none."""
+
+    def tunnel(self, lease: Lease) -> Interface:
+        """The device's address under this node's lease."""
+
+    def next_hop(self, lease: Lease) -> NextHop:
+        """Where packets for a peer's lease go; LeaseError says why nowhere."""
+
+    def forwarder(self) -> DataPlane:
+        """A data plane that encapsulates as this backend does."""
+
+    def check_device(self) -> None:
+        """Raise what would hinder open_device(), without leaving anything behind."""
+
+    def open_device(self, lease: Lease, links: TunLinks) -> Tun:
+        """The device, up and routed to."""
+
+    def open_sockets(self) -> tuple[socket.socket, socket.socket]:
+        """The socket that datagrams go through, and one that is asked for path MTUs."""
+
+
+BACKENDS: Mapping[str, Callable[[NetworkConfig, ExternalInterface, NodeOptions], Backend]] = {"udp": UdpBackend}
+
+
+def backend_of(config: NetworkConfig) -> Callable[[NetworkConfig, ExternalInterface, NodeOptions], Backend]:
+    """The maker of the configured backend."""
+    maker = BACKENDS.get(config.backend_type)
+    if maker is None:
+        raise ConfigError(f'Backend.Type "{config.backend_type}": this program carries {", ".join(BACKENDS)} only')
+    return maker

@@ -1,0 +1,178 @@
+"""This node's data path: device, sockets and forwarder, opened, moved, mended and closed together.
+
+    open() ─> running ── move(): another lease, nothing interrupted
+                 │ broke(): device deleted, or a loop ended by itself
+                 v
+              broken ── mend(): opened anew with growing delays, until it holds
+The forwarder outlives its devices: routes, peers and counters stay. All of it belongs to the owner thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flannel_udp import logs
+from flannel_udp.errors import FlannelUdpError, LeaseError
+from flannel_udp.tun import TunLinks, host_warnings
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from flannel_udp.backend import Backend
+    from flannel_udp.lease import Lease
+    from flannel_udp.link import LinkAddress, LinkEvent
+    from flannel_udp.tun import Tun
+
+_log = logs.get("path")
+
+# Our choices: seconds before a broken path is opened anew, doubled each time up to the second figure; who held for
+# longer than the third begins anew.
+DELAY_MIN, DELAY_MAX, HELD = 0.1, 10.0, 30.0
+
+
+class PathLinks(TunLinks, Protocol):
+    """What this file asks of netlink.Links."""
+
+    def addresses(self, index: int | None = None, family: int | None = None) -> list[LinkAddress]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class LoopEnded:
+    """A loop of the forwarder ended by itself; `start` counts the starts, so that late news is known as such."""
+
+    start: int
+    loop: str
+    reason: str
+
+
+class DataPath:
+    """The data path of one backend."""
+
+    def __init__(self, backend: Backend, links: PathLinks, post: Callable[[LoopEnded], None]) -> None:
+        self.backend = backend
+        self.forwarder = backend.forwarder()
+        self.lease: Lease | None = None
+        self.tun: Tun | None = None
+        self.trouble = ""
+        """Why no packets pass; empty while they do."""
+        self.retry_at: float | None = None
+        self._links = links
+        self._post = post
+        self._sockets: tuple[socket.socket, ...] = ()
+        self._starts = 0
+        self._opened_at = 0.0
+        self._delay = DELAY_MIN
+        self._changed = False
+
+    def prepare(self) -> None:
+        """Raise what would hinder open(), as far as it can be known before there is a lease."""
+        self._sockets = self.backend.open_sockets()
+        self.backend.check_device()
+
+    def open(self, lease: Lease) -> None:
+        """Let packets pass under this lease."""
+        self.lease = lease
+        try:
+            self._sockets = self._sockets or self.backend.open_sockets()
+            self.tun = self.backend.open_device(lease, self._links)
+            self.tell_own()
+            self.publish()
+            self._starts += 1
+            street, path = self._sockets
+            self.forwarder.start(self.tun.fd, street.fileno(), path.fileno(), partial(self._ended, self._starts))
+        except BaseException:
+            self.close()
+            raise
+        self._opened_at = time.monotonic()
+
+    def close(self) -> None:
+        """Let no packet pass; device and sockets go, the forwarder keeps its routes."""
+        self.forwarder.stop()
+        if self.tun:
+            self.tun.close()
+        for opened in self._sockets:
+            opened.close()
+        self.tun, self._sockets = None, ()
+
+    def move(self, lease: Lease) -> None:
+        """Go over to another lease; peers' routes stay up throughout."""
+        self.lease = lease
+        if self.tun:
+            self.tun.move(self.backend.tunnel(lease), self._links)
+        self.tell_own()
+
+    def tell_own(self) -> None:
+        """Tell the forwarder which subnet and addresses are this node's."""
+        if self.lease is None:
+            raise LeaseError("this node has no lease yet")
+        tunnel = self.backend.tunnel(self.lease)
+        local = [one.ip for one in self._links.addresses(family=tunnel.version)]
+        self.forwarder.set_own(self.backend.subnet(self.lease), tunnel.ip, local)
+        self._changed = True
+
+    def publish(self) -> None:
+        """Let the loops see all that was told, if anything was."""
+        if self._changed:
+            self.forwarder.publish()
+            self._changed = False
+
+    def links_changed(self, events: Iterable[LinkEvent]) -> None:
+        """Look after the device when links change: mend it if it is gone, route to it again if it was down."""
+        if self.tun is None:
+            return
+        link = self._links.link(self.tun.index)
+        if link is None:
+            self.broke(f"the device {self.tun.name} was deleted")
+            return
+        concerned = any(event.index == link.index or event.kind == "lost" for event in events)
+        if concerned and link.up and self._links.add_route(self.tun.network, link.index):
+            _log.warning("route added again", network=self.tun.network, device=link.name)
+
+    def loop_ended(self, ended: LoopEnded) -> None:
+        """Mend a path one of whose loops has ended, unless that was known by other means."""
+        if ended.start == self._starts and self.tun is not None:
+            self.broke(f"{ended.loop} ended: {ended.reason}")
+
+    def broke(self, reason: str) -> None:
+        """Close what is left, to be opened anew by mend()."""
+        self.close()
+        now = time.monotonic()
+        if now - self._opened_at > HELD:
+            self._delay = DELAY_MIN
+        self.trouble, self.retry_at = reason, now + self._delay
+        _log.warning("data path broken", reason=reason, retry_in=f"{self._delay:.1f}s")
+        self._delay = min(2 * self._delay, DELAY_MAX)
+
+    def mend(self) -> None:
+        """Open a broken path again, when its time has come."""
+        if self.retry_at is None or self.lease is None or time.monotonic() < self.retry_at:
+            return
+        try:
+            self.open(self.lease)
+        except FlannelUdpError as error:
+            self.broke(str(error))
+            return
+        self.trouble, self.retry_at = "", None
+        _log.info("data path mended", device=self.tun.name if self.tun else "")
+
+    def warnings(self) -> list[str]:
+        """What stands in the way of packets: some of it known since the device was made, some read anew."""
+        if self.tun is None:
+            return [f"no packets pass: {self.trouble}"]
+        at_first = [line for line in self.tun.warnings if line.startswith("/proc/sys")]
+        return at_first + host_warnings(self.tun.name, self.tun.network.version)
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The device, for the status."""
+        tun = self.tun
+        return [{"name": tun.name, "index": tun.index, "mtu": tun.mtu, "address": str(tun.address),
+                 "route": str(tun.network)}] if tun else []
+
+    def _ended(self, start: int, loop: str, error: OSError | None) -> None:
+        reason = os.strerror(error.errno) if error and error.errno else str(error or "no reason given")
+        self._post(LoopEnded(start, loop, reason))

@@ -1,0 +1,77 @@
+"""Which peers' leases the forwarder carries, and which it cannot, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flannel_udp import logs
+from flannel_udp.errors import LeaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flannel_udp.backend import Backend, DataPlane
+    from flannel_udp.lease import Lease
+    from flannel_udp.link import Address, Network
+
+_log = logs.get("peers")
+
+
+@dataclass(frozen=True)
+class NextHop:
+    """Where packets for a subnet go."""
+
+    subnet: Network
+    underlay: Address
+    port: int
+
+
+class PeerRoutes:
+    """The peers' leases, told to the data plane one by one. What cannot be told is skipped and touches no other."""
+
+    def __init__(self, backend: Backend, plane: DataPlane) -> None:
+        self._backend = backend
+        self._plane = plane
+        self._leases: dict[str, Lease] = {}
+        self._routed: dict[str, Network] = {}
+        self.skipped: dict[str, str] = {}
+        """By the lease's key: why its packets have nowhere to go."""
+
+    def reset(self, leases: Iterable[Lease]) -> None:
+        """These are all peers that there are; those that stay are not interrupted."""
+        fresh = {lease.key: lease for lease in leases}
+        self.change(fresh.values(), [lease for key, lease in self._leases.items() if key not in fresh])
+
+    def change(self, put: Iterable[Lease], deleted: Iterable[Lease]) -> None:
+        """Peers that came or changed, and peers that went."""
+        for lease in deleted:
+            self._leases.pop(lease.key, None)
+            self.skipped.pop(lease.key, None)
+            self._unroute(lease.key)
+        for lease in put:
+            self._leases[lease.key] = lease
+            self._route(lease)
+
+    def retry(self) -> None:
+        """Try the skipped ones again: this node's own subnet may have stood in their way."""
+        for key in list(self.skipped):
+            self._route(self._leases[key])
+
+    def _route(self, lease: Lease) -> None:
+        try:
+            hop = self._backend.next_hop(lease)
+            self._plane.set_peer(hop.subnet, hop.underlay, hop.port)
+        except LeaseError as error:
+            self._unroute(lease.key)
+            if self.skipped.get(lease.key) != str(error):
+                self.skipped[lease.key] = str(error)
+                _log.warning("peer skipped", lease=lease.key, reason=error)
+            return
+        self.skipped.pop(lease.key, None)
+        self._routed[lease.key] = hop.subnet
+
+    def _unroute(self, key: str) -> None:
+        subnet = self._routed.pop(key, None)
+        if subnet is not None:
+            self._plane.delete_peer(subnet)

@@ -1,0 +1,338 @@
+"""The node's daemon: one owner thread that holds all state and takes work from one queue.
+
+Subnet manager, link monitor, loops, control socket and signals only post values to that queue. What may wait for others
+(the registry) runs as an errand (inbox.py), so that the owner is always there for packets' sake and for a stop.
+
+    start   lock ─ configuration ─ external interface ─ sockets ─ lease ─ device, loops ─ peers ─ subnet.env ─ control
+    stop    the same backwards; subnet.env and the lease stay, as with flannel, for the next start
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from flannel_udp import control, logs
+from flannel_udp.backend import backend_of
+from flannel_udp.backend.path import DataPath, LoopEnded
+from flannel_udp.backend.peers import PeerRoutes
+from flannel_udp.errors import ConfigError, ControlError, FlannelUdpError, NoConfig, RegistryUnavailable
+from flannel_udp.inbox import Answer, Inbox, Question, Stop, Stopped
+from flannel_udp.instance import sole_instance
+from flannel_udp.link import LinkEvent
+from flannel_udp.netlink import LinkMonitor, Links
+from flannel_udp.registry import open_registry
+from flannel_udp.status import Problems, status
+from flannel_udp.subnet import (
+    ConfigChanged,
+    OwnLeaseChanged,
+    OwnLeaseLost,
+    PeersChanged,
+    PeersReset,
+    SubnetEvent,
+    SubnetManager,
+    Trouble,
+)
+from flannel_udp.subnet.leased import LeasedSubnetManager
+from flannel_udp.subnet_env import SubnetEnv, read_subnet_env, write_subnet_env
+from flannel_udp.underlay import ExternalInterface, find_external_interface
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from flannel_udp.config import NetworkConfig
+    from flannel_udp.lease import Lease
+    from flannel_udp.options import NodeOptions
+
+_log = logs.get("daemon")
+
+# Our choices, in seconds: how often the data plane is asked what the log should say; how often a missing configuration
+# is asked for (flannel's); between tries to get a lost lease back, at first and at most; how long the first peers are
+# waited for; how long a question over the control socket may wait for the owner.
+TICK, CONFIG_RETRY, LEASE_RETRY_MIN, LEASE_RETRY_MAX, FIRST_PEERS, PATIENCE = 1.0, 1.0, 0.5, 30.0, 5.0, 3.0
+
+_Event: TypeAlias = LoopEnded | LinkEvent | SubnetEvent
+
+
+class Daemon:
+    """One node. run() is the owner thread's whole life; stop() may be called from anywhere, signal handlers too."""
+
+    def __init__(self, options: NodeOptions, manager: SubnetManager) -> None:
+        self._options = options
+        self._manager = manager
+        self._inbox: Inbox[_Event] = Inbox()
+        self._stack = ExitStack()
+        self._acquiring: int | None = None
+        self._acquire_at: float | None = None
+        self._acquire_delay = LEASE_RETRY_MIN
+        self._started_at = time.time()
+        self._peers_known = False
+        self._problems = Problems()
+        self._config: NetworkConfig
+        self._links: Links
+        self._external: ExternalInterface
+        self._path: DataPath
+        self._peers: PeerRoutes
+
+    def run(self) -> int:
+        """Start, work until stop(), take everything down; the exit status."""
+        with self._stack:
+            try:
+                self._start()
+            except Stopped:
+                _log.info("stopped", during="start")
+                return 0
+            except FlannelUdpError as error:
+                _log.error("cannot start", reason=error)
+                return 1
+            self._work()
+            _log.info("stopping")
+        _log.info("stopped")
+        return 0
+
+    def stop(self) -> None:
+        """Ask for the end."""
+        self._inbox.post(Stop())
+
+    # -- start: in this order, and taken down by the stack in the other -----------------------------------------------
+
+    def _start(self) -> None:
+        self._stack.callback(self._manager.close)
+        self._stack.enter_context(sole_instance(self._options))
+        self._config = self._fetch_config()
+        make_backend = backend_of(self._config)
+        self._links = self._stack.enter_context(Links())
+        monitor = LinkMonitor(self._inbox.post)
+        self._stack.callback(monitor.close)
+        self._external = find_external_interface(self._options, self._links)
+        _log.info("external interface", name=self._external.name, address=self._external.address,
+                  public=self._external.public_address, mtu=self._external.mtu, reason=self._external.reason)
+        backend = make_backend(self._config, self._external, self._options)
+        self._path = DataPath(backend, self._links, self._inbox.post)
+        self._peers = PeerRoutes(backend, self._path.forwarder)
+        self._stack.callback(self._path.close)
+        self._path.prepare()
+        lease = self._inbox.wait(self._manager.acquire, backend.attrs())
+        _log.info("lease acquired", lease=lease.key)
+        self._path.open(lease)
+        for line in self._path.warnings():
+            _log.warning(line)
+        self._manager.events(self._inbox.post)
+        self._await_peers()
+        self._write_subnet_env()
+        self._serve()
+        self._tell_ready()
+
+    def _fetch_config(self) -> NetworkConfig:
+        """The network configuration, waited for as long as it takes; each cause is told once."""
+        told = ""
+        while True:
+            try:
+                config = self._inbox.wait(self._manager.config)
+            except (NoConfig, RegistryUnavailable, ConfigError) as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("waiting for the network configuration", reason=error)
+                self._inbox.pause(CONFIG_RETRY)
+                continue
+            if config.enable_ipv6 and config.backend_type == "udp":
+                _log.warning("the udp backend carries IPv4 only: the IPv6 subnet is leased but has no tunnel")
+            return config
+
+    def _await_peers(self) -> None:
+        """Route to the peers that are there before others are told that this node is ready."""
+        deadline = time.monotonic() + FIRST_PEERS
+        while not self._peers_known and time.monotonic() < deadline:
+            self._handle_all(self._inbox.take(deadline))
+            self._path.publish()
+        if not self._peers_known:
+            _log.warning("no word of peers yet: starting without")
+
+    def _serve(self) -> None:
+        path = control.socket_path(self._options.run_dir)
+        self._stack.callback(control.serve(path, self._ask).close)
+        # Questions that wait when the end comes must not hold it up.
+        self._stack.callback(self._inbox.close)
+
+    def _tell_ready(self) -> None:
+        tun, lease = self._path.tun, self._path.lease
+        _log.info("ready", subnet=lease and lease.subnet, device=tun and tun.name, mtu=self._path.backend.mtu,
+                  peers=len(self._path.forwarder.peers()), subnet_file=self._options.subnet_file)
+
+    # -- work ---------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Take events until a stop comes."""
+        tick = time.monotonic()
+        try:
+            while True:
+                batch = self._inbox.take(min(tick, self._path.retry_at or tick))
+                self._handle_all(batch)
+                self._path.mend()
+                self._path.publish()
+                if time.monotonic() >= tick:
+                    self._tick()
+                    tick = time.monotonic() + TICK
+        except Stopped:
+            return
+
+    def _handle_all(self, batch: list[_Event | Answer | Question]) -> None:
+        """Take a batch: one by one, but the events of links together, which come in swarms and say only "look"."""
+        for event in batch:
+            if not isinstance(event, LinkEvent):
+                self._handle(event)
+        if links := [event for event in batch if isinstance(event, LinkEvent)]:
+            self._guarded(lambda: self._links_changed(links))
+
+    def _handle(self, event: _Event | Answer | Question) -> None:
+        match event:
+            case Question():
+                event.reply(self._reply(event.request))
+            case PeersReset() | PeersChanged():
+                self._change_peers(event)
+            case LoopEnded():
+                self._path.loop_ended(event)
+            case OwnLeaseLost(reason=reason):
+                _log.warning("lease lost; packets pass as before while it is taken again", reason=reason)
+                self._acquire()
+            case Answer() if event.errand == self._acquiring:
+                self._acquired(event)
+            case OwnLeaseChanged(lease=lease):
+                self._hold(lease)
+            case ConfigChanged():
+                self._config_changed(event)
+            case Trouble(cause=cause, detail=detail):
+                _log.warning(detail, cause=cause)
+
+    def _change_peers(self, event: PeersReset | PeersChanged) -> None:
+        if isinstance(event, PeersReset):
+            self._peers.reset(event.leases)
+            self._peers_known = True
+        else:
+            self._peers.change(event.put, event.deleted)
+        self._guarded(self._path.tell_own)  # a subnet that changed hands may have become ours before it ceased theirs
+
+    def _links_changed(self, events: list[LinkEvent]) -> None:
+        self._path.links_changed(events)
+        if any(event.kind in ("address", "address gone", "lost") for event in events):
+            self._path.tell_own()
+            self._check_external()
+
+    def _check_external(self) -> None:
+        """Say so when the address that peers know is gone from this host, and when it is back."""
+        address = self._external.address
+        here = any(one.ip == address for one in self._links.addresses())
+        self._problems.note("external", "" if here else f"the underlay address {address} is no longer on this host: "
+                      "give it back, or restart to choose another")
+
+    def _acquire(self) -> None:
+        self._acquire_at = None
+        self._acquiring = self._inbox.send(self._manager.acquire, self._path.backend.attrs())
+
+    def _acquired(self, answer: Answer) -> None:
+        """Go on with the lease that was taken again, or try again later."""
+        self._acquiring = None
+        if answer.error:
+            if not isinstance(answer.error, FlannelUdpError):
+                raise answer.error
+            self._problems.note("lease", f"no lease: {answer.error}")
+            self._acquire_at = time.monotonic() + self._acquire_delay
+            self._acquire_delay = min(2 * self._acquire_delay, LEASE_RETRY_MAX)
+            return
+        self._problems.note("lease", "")
+        self._acquire_delay = LEASE_RETRY_MIN
+        self._hold(answer.result)
+
+    def _hold(self, lease: Lease) -> None:
+        """Use this lease from now on, the same as before or another."""
+        before = self._path.lease
+        if before and before.key == lease.key:
+            self._path.lease = lease
+            _log.info("lease is held as before", lease=lease.key)
+            return
+        _log.warning("lease is another: pods on the old subnet are cut off until they are made anew",
+                     before=before and before.key, now=lease.key)
+        self._guarded(lambda: self._path.move(lease))
+        self._peers.retry()
+        self._write_subnet_env()
+
+    def _config_changed(self, event: ConfigChanged) -> None:
+        if event.config == self._config:
+            self._problems.note("config", "")
+            return
+        what = event.problem or "the network configuration changed"
+        self._problems.note("config", f"{what}; this node keeps the old one until it is restarted")
+
+    def _guarded(self, deed: Callable[[], None]) -> None:
+        """Do something to the data path; if it fails, the path is broken and will be mended."""
+        try:
+            deed()
+        except FlannelUdpError as error:
+            if self._path.tun:
+                self._path.broke(str(error))
+
+    def _tick(self) -> None:
+        for notice in self._path.forwarder.notices():
+            detail = {"detail": notice.detail} if notice.detail else {}
+            _log.warning("packets dropped", cause=notice.cause, reason=notice.cause, count=notice.count,
+                         meaning=notice.meaning, **detail)
+        if self._problems.of("subnet file"):
+            self._write_subnet_env()
+        if self._acquire_at and time.monotonic() >= self._acquire_at:
+            self._acquire()
+
+    def _write_subnet_env(self) -> None:
+        """Tell the CNI plugin; and the next start, whose subnet file may be gone with a reboot."""
+        lease, config = self._path.lease, self._config
+        assert lease is not None
+        env = SubnetEnv(config.network, lease.subnet, config.ipv6_network, lease.ipv6_subnet, self._path.backend.mtu,
+                        self._options.ip_masq)
+        for path in (self._options.subnet_file, _kept_env(self._options)):
+            try:
+                write_subnet_env(path, env)
+            except OSError as error:
+                self._problems.note("subnet file", f"{path} cannot be written: {error.strerror}; tried each second")
+                return
+        self._problems.note("subnet file", "")
+
+    # -- questions over the control socket ----------------------------------------------------------------------------
+
+    def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
+        """In the control socket's thread."""
+        return self._inbox.ask(request, PATIENCE)
+
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any] | FlannelUdpError:
+        if request.get("command") != "status":
+            return ControlError(f"this daemon knows no command {request.get('command')!r}, only status")
+        return status(self._started_at, self._external, self._path, self._peers, self._problems)
+
+
+def run(options: NodeOptions) -> int:
+    """`flannel-udp run`: the daemon over the registry of the options, until a signal; the exit status.
+
+    A second signal ends the process at once.
+    """
+    logs.configure(options.verbosity)
+    previous = read_subnet_env(options.subnet_file)
+    if not (previous.subnet or previous.ipv6_subnet):
+        previous = read_subnet_env(_kept_env(options))
+    manager = LeasedSubnetManager(open_registry(options.registry), ttl=options.lease_ttl,
+                                  renew_margin=options.renew_margin, previous=(previous.subnet, previous.ipv6_subnet))
+    daemon = Daemon(options, manager)
+
+    def on_signal(*_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        daemon.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    return daemon.run()
+
+
+def _kept_env(options: NodeOptions) -> Path:
+    """A second subnet.env: the one below /run does not survive a reboot."""
+    return options.state_dir / "subnet.env"

@@ -1,0 +1,77 @@
+"""What the daemon tells of itself when it is asked, and the problems that it has now."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from flannel_udp import logs
+
+if TYPE_CHECKING:
+    from flannel_udp.backend.path import DataPath
+    from flannel_udp.backend.peers import PeerRoutes
+    from flannel_udp.forwarder import PeerStatus
+    from flannel_udp.underlay import ExternalInterface
+
+_log = logs.get("daemon")
+
+
+class Problems:
+    """What is in trouble now: said once in the log, kept for the status."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+
+    def note(self, what: str, line: str) -> None:
+        """Say that `what` is in trouble; an empty line says that it is well again."""
+        before = self._lines.pop(what, "")
+        if line:
+            self._lines[what] = line
+        if line and line != before:
+            _log.warning(line, cause=what)
+        elif before and not line:
+            _log.info("problem is gone", problem=before)
+
+    def of(self, what: str) -> str | None:
+        """The problem that `what` has, if any."""
+        return self._lines.get(what)
+
+    def lines(self) -> list[str]:
+        """All problems."""
+        return list(self._lines.values())
+
+
+def status(started_at: float, external: ExternalInterface, path: DataPath, peers: PeerRoutes,
+           problems: Problems) -> dict[str, Any]:
+    """Everything, as values for JSON."""
+    lease = path.lease
+    assert lease is not None
+    return {
+        "version": version("flannel-udp"),
+        "pid": os.getpid(),
+        "started_at": started_at,
+        "backend": path.backend.name,
+        "config_problem": problems.of("config"),
+        "lease": _texts({"subnet": lease.subnet, "ipv6_subnet": lease.ipv6_subnet,
+                         "public_ip": lease.attrs.public_ip, "public_ipv6": lease.attrs.public_ipv6}),
+        "external_interface": {"name": external.name, "index": external.index, "mtu": external.mtu,
+                               **_texts({"address": external.address, "reason": external.reason})},
+        "devices": path.devices(),
+        "peers": [_peer(peer) for peer in path.forwarder.peers()],
+        "skipped_peers": [{"lease": key, "reason": reason} for key, reason in peers.skipped.items()],
+        **path.forwarder.status(),
+        "threads": [{"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}
+                    for thread in threading.enumerate()],
+        "warnings": problems.lines() + path.warnings(),
+    }
+
+
+def _peer(peer: PeerStatus) -> dict[str, Any]:
+    return {**asdict(peer), **_texts({"subnet": peer.subnet, "underlay": peer.underlay})}
+
+
+def _texts(values: dict[str, object]) -> dict[str, str | None]:
+    return {name: None if value is None else str(value) for name, value in values.items()}
