@@ -66,7 +66,7 @@ def _masquerade(text: str) -> bool:
 
 
 def _number(text: str, least: int, most: int, what: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text, re.ASCII) or not least <= int(text) <= most:
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
         raise ValueError(f"{text!r} is not {what} from {least} to {most}")
     return int(text)
 
