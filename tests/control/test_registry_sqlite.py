@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.errors import Compacted, Conflict, RegistryUnavailable, UsageError
-from flannel_udp.registry import bell, open_registry
+from flannel_udp.registry import bell, open_registry, sqlite
 from flannel_udp.registry.sqlite import SqliteRegistry
 from tests.conftest import require, wait_until
 
@@ -222,7 +222,10 @@ def test_an_idle_watch_sleeps(opened: Callable[..., SqliteRegistry], monkeypatch
     watch.close()
 
 
-def test_an_idle_watch_notices_an_expiry_near_its_time(opened: Callable[..., SqliteRegistry]) -> None:
+def test_an_idle_watch_notices_an_expiry_near_its_time(
+    opened: Callable[..., SqliteRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_SAFETY_SECONDS", 60.0)  # not by chance
     registry, other = opened(), opened()
     put(other, "10.5.1.0-24", ttl=1.0)
     expiry = registry.snapshot().entries[0].expiry
