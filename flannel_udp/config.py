@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
+from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_PORT
 from flannel_udp.errors import ConfigError
 
 # flannel's backends; which of them this program has is for the table in backend/ to say.
 BACKEND_TYPES: Final = ("udp", "vxlan", "host-gw", "wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc")
-UDP_PORT_DEFAULT: Final = 8285  # specification: flannel's backend.md
-# 68 is the least MTU of IPv4 (RFC 791, 3.2) and of a Linux device; 28 is what IPv4 and UDP put around it.
-UDP_MTU_MIN: Final = 68 + 28
+IPV4_MTU_MIN: Final = 68  # specification: RFC 791, 3.2, and Linux for a device with IPv4
+UDP_MTU_MIN: Final = IPV4_MTU_MIN + UDP_OVERHEAD_V4
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class UdpConfig:
     as flannel's vxlan has it; None: ask the interface.
     """
 
-    port: int = UDP_PORT_DEFAULT
+    port: int = UDP_PORT
     mtu: int | None = None
 
 
@@ -109,7 +109,7 @@ def parse_udp_config(config: NetworkConfig) -> UdpConfig:
     if not config.enable_ipv4:
         raise ConfigError('EnableIPv4 false: the backend "udp" carries IPv4 only; enable it or choose another backend')
     fields = _read_fields(config.backend, {"port": ("Port", _read_int), "mtu": ("MTU", _read_int)}, "Backend.")
-    port, mtu = fields.get("Port", UDP_PORT_DEFAULT), fields.get("MTU", 0)
+    port, mtu = fields.get("Port", UDP_PORT), fields.get("MTU", 0)
     if not 1 <= port <= 65535:
         _refuse("Backend.Port", port, "a UDP port from 1 to 65535")
     if mtu and not UDP_MTU_MIN <= mtu <= 65535:
