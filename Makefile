@@ -30,7 +30,7 @@ test: prepare-test all  ## lint, strict build, the data plane under sanitizers, 
 lint: all  ## ruff, mypy --strict, cython-lint
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
-	$(BIN)/cython-lint src
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src  # looks for pycodestyle in PATH
 
 strict: build/strict/.built  ## a build that any warning of Cython or gcc ends
 
