@@ -63,20 +63,37 @@ cdef inline bint may_fragment(const Way *way, const uint8_t *inner, uint32_t len
     return length <= IPV6_MINIMUM_MTU
 
 
+cdef inline Outcome refused(Way *way, const Block *block, const Packet *packet, int error) noexcept nogil:
+    """Name what the kernel said of a packet, keep it for the log, and tell the inner sender."""
+    cdef Outcome outcome = send_outcome(error)
+    way.last_error = error
+    answer(way, block, way.batch.arena + packet.at, packet.length, outcome, 0)
+    return outcome
+
+
+cdef inline uint32_t tunnel_mtu(const Way *way, const Peer *peer, uint32_t length) noexcept nogil:
+    """Return the size that a packet of `length` bytes, too big for the path to `peer`, should have had."""
+    cdef uint32_t mtu = path_mtu(way.path, &peer.underlay, way.rules.family)
+    # A path MTU that fits after all was learned between the two calls: any smaller size lets the sender try again.
+    mtu = min(mtu - way.rules.overhead, length - 1) if mtu > way.rules.overhead else length - 1
+    # RFC 2473, 7.1: below the minimum the tunnel fragments, and so never asks for less.
+    return mtu if way.rules.family == AF_INET else max(mtu, <uint32_t>IPV6_MINIMUM_MTU)
+
+
 cdef inline Outcome send_too_big(Way *way, const Block *block, const Packet *packet) noexcept nogil:
     """Fragment the datagram where the inner packet allows it, as a router would; else tell what would fit."""
     cdef const Peer *peer = &block.peers.slots[packet.slot]
     cdef const uint8_t *inner = way.batch.arena + packet.at
-    cdef uint32_t mtu
-    if may_fragment(way, inner, packet.length) and udp_send_fragmented(
-            way.udp, inner - way.rules.coat_length, packet.length + way.rules.coat_length, &peer.underlay,
-            way.rules.family) == 0:
+    cdef int error = EMSGSIZE
+    if may_fragment(way, inner, packet.length):
+        error = udp_send_fragmented(way.udp, inner - way.rules.coat_length, packet.length + way.rules.coat_length,
+                                    &peer.underlay, way.rules.family)
+    if error == 0:
         count_event(&way.counters, OUTER_FRAGMENTED)
         return SENT
-    mtu = path_mtu(way.path, &peer.underlay, way.rules.family)
-    # A path MTU that fits after all was learned between the two calls: any smaller size lets the sender try again.
-    mtu = min(mtu - way.rules.overhead, packet.length - 1) if mtu > way.rules.overhead else packet.length - 1
-    answer(way, block, inner, packet.length, TOO_BIG, mtu)
+    if error != EMSGSIZE:
+        return refused(way, block, packet, error)
+    answer(way, block, inner, packet.length, TOO_BIG, tunnel_mtu(way, peer, packet.length))
     return TOO_BIG
 
 
@@ -87,7 +104,6 @@ cdef inline Outcome send_packet(Way *way, const Block *block, const Packet *pack
     cdef uint32_t length = packet.length + way.rules.coat_length
     cdef int error = udp_send(way.udp, payload, length, &peer.underlay, way.rules.family)
     cdef timespec timeout
-    cdef Outcome outcome
     if error == EAGAIN and not waited[0]:
         waited[0] = True
         count_event(&way.counters, SEND_WAITS)
@@ -96,11 +112,7 @@ cdef inline Outcome send_packet(Way *way, const Block *block, const Packet *pack
         error = udp_send(way.udp, payload, length, &peer.underlay, way.rules.family)
     if error == EMSGSIZE:
         return send_too_big(way, block, packet)
-    outcome = send_outcome(error)
-    if outcome != SENT:
-        way.last_error = error
-        answer(way, block, way.batch.arena + packet.at, packet.length, outcome, 0)
-    return outcome
+    return SENT if error == 0 else refused(way, block, packet, error)
 
 
 cdef inline void send_packets(Way *way, const Block *block) noexcept nogil:

@@ -6,6 +6,7 @@
 # without the GIL from the first read to stop. Memory: the Builder owns the draft, the published block and the retired
 # ones; the Worker owns its two Ways, and keeps the Builder alive.
 
+cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -327,6 +328,8 @@ cdef class Builder:
                 "retired": retired}
 
 
+# The collector must not take the Builder away first: __dealloc__ gives back places in what the Builder owns.
+@cython.no_gc_clear
 cdef class Worker:
     """Two loops over one table: tun_to_udp() and udp_to_tun(), each to be called in a thread of its own.
 
