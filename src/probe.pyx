@@ -41,6 +41,53 @@ SIZES = {
     "vnet_hdr": sizeof(VnetHeader), "peer": sizeof(Peer), "reader": sizeof(Reader),
 }
 
+
+def fields(str name not None, bytes header not None):
+    """Return the fields of a wire struct laid over `header`, by name; numbers as the machine reads them, unswapped."""
+    if len(header) != SIZES[name]:
+        raise ValueError(f"{name} has {SIZES[name]} bytes")
+    cdef const uint8_t *at = header
+    cdef const EthernetHeader *ethernet = <const EthernetHeader *>at
+    cdef const ArpHeader *arp = <const ArpHeader *>at
+    cdef const Ipv6Header *ipv6 = <const Ipv6Header *>at
+    # Arrays by hand: what Cython makes of them would end at the first zero.
+    if name == "ethernet":
+        return {"destination": ethernet.destination[:6], "source": ethernet.source[:6],
+                "ethertype": ethernet.ethertype}
+    if name == "arp":
+        return {"hardware_type": arp.hardware_type, "protocol_type": arp.protocol_type,
+                "hardware_length": arp.hardware_length, "protocol_length": arp.protocol_length,
+                "operation": arp.operation, "sender_hardware": arp.sender_hardware[:6],
+                "sender_protocol": arp.sender_protocol, "target_hardware": arp.target_hardware[:6],
+                "target_protocol": arp.target_protocol}
+    if name == "ipv6":
+        return {"version_class_flow": ipv6.version_class_flow, "payload_length": ipv6.payload_length,
+                "next_header": ipv6.next_header, "hop_limit": ipv6.hop_limit, "source": ipv6.source[:16],
+                "destination": ipv6.destination[:16]}
+    return _numbers(name, at)
+
+
+cdef dict _numbers(str name, const uint8_t *at):
+    """Return the fields of the structs that hold numbers alone."""
+    if name == "ipv4":
+        return (<const Ipv4Header *>at)[0]
+    if name == "ipv6_extension":
+        return (<const Ipv6Extension *>at)[0]
+    if name == "ipv6_fragment":
+        return (<const Ipv6Fragment *>at)[0]
+    if name == "tcp":
+        return (<const TcpHeader *>at)[0]
+    if name == "udp":
+        return (<const UdpHeader *>at)[0]
+    if name == "icmp":
+        return (<const IcmpHeader *>at)[0]
+    if name == "vxlan":
+        return (<const VxlanHeader *>at)[0]
+    if name == "vnet_hdr":
+        return (<const VnetHeader *>at)[0]
+    raise ValueError(f"{name} is no header")
+
+
 # The outcome of forward_out() and forward_in() that is none: the packet is to be passed on.
 FORWARD = OUTCOME_FORWARD
 
