@@ -25,8 +25,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     body = [list(row) for row in rows]
     lines = [[head.replace("_", " ").upper() for head in heads], *body]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = [bool(body) and all(cell == "-" or _is_number(cell) for cell in column[1:])
-             for column in zip(*lines, strict=True)]
+    right = [_are_numbers(column[1:]) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(
         cell.rjust(width) if to_right else cell.ljust(width)
         for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip() for line in lines)
@@ -61,7 +60,7 @@ def _section(title: str, value: object, now: float) -> list[str]:
     head = ["", title.upper()] if title else []
     if isinstance(value, dict):
         if len(value) > 1 and _are_records(list(value.values())):
-            named = [{"": name.replace("_", " "), **row} for name, row in value.items()]
+            named = [{"": name, **row} for name, row in value.items()]  # as it is called in logs and JSON too
             return [*head, _records(named, now)]
         return _mapping(head, title, value, now)
     if isinstance(value, list):
@@ -105,5 +104,6 @@ def _is_time(key: str) -> bool:
     return key in {"last_heard", "expiry", "since"} or key.endswith("_at")
 
 
-def _is_number(cell: str) -> bool:
-    return cell.replace(".", "", 1).isdigit()
+def _are_numbers(cells: Sequence[str]) -> bool:
+    numbers = [cell.replace(".", "", 1).isdigit() for cell in cells if cell != "-"]
+    return bool(numbers) and all(numbers)

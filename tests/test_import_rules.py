@@ -19,13 +19,14 @@ CYTHON = ROOT / "src"
 VALUES = {"errors", "lease", "config", "options", "logs", "link"}
 DOORS = {"registry", "netlink", "tun", "underlay", "subnet_env", "control", "instance"}  # they touch the outside world
 DECISIONS = {"subnet", "backend", "forwarder"}
+OWNER = {"daemon", "inbox", "status"}  # the owner thread, its queue, its account of itself
 WORDS = {"headers", "dissect", "render"}  # they explain and show; bytes and values in, text out
 FLOORS = {
     **dict.fromkeys(VALUES, VALUES),
     **dict.fromkeys(WORDS, WORDS | {"errors"}),
     **dict.fromkeys(DOORS, VALUES),
     **dict.fromkeys(DECISIONS, VALUES | DOORS | DECISIONS),
-    "daemon": VALUES | DOORS | DECISIONS,
+    **dict.fromkeys(OWNER, VALUES | DOORS | DECISIONS | OWNER),
     "lab": VALUES | DOORS | DECISIONS | WORDS | {"daemon"},
     "cli": VALUES | DOORS | DECISIONS | WORDS | {"daemon", "lab"},
     "__init__": set[str](),

@@ -35,7 +35,7 @@ packets  7
 COUNTERS: TUN TO UDP: OUTCOMES
           COUNT  MEANING
 sent          5  left for a peer
-no route     12  nobody leases it
+no_route     12  nobody leases it
 
 THREADS
 a
