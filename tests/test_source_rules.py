@@ -19,7 +19,8 @@ PROMISES = re.compile("TO" "DO|FIX" "ME|XX" "X|for " "now|not " "implemented", r
 
 @EVERY
 def test_a_file_is_short_enough_to_be_read(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 500
+    lines = file.read_text().count("\n")
+    assert lines <= 500
 
 
 @EVERY
