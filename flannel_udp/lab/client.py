@@ -14,9 +14,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
-from flannel_udp.errors import LabError
+from flannel_udp.errors import FlannelUdpError, LabError
 from flannel_udp.lab import channel, layout
 from flannel_udp.lab.namespace import Namespaces
 
@@ -94,6 +95,7 @@ def start(nodes: int, name: str) -> "StartedLab":
     layout.check_name(name)
     layout.check_nodes(nodes)
     _check_tun()
+    _check_paths()
     door = channel.open_socket()
     with door:
         try:
@@ -178,6 +180,13 @@ def _check_tun() -> None:
         raise LabError(f"{TUN_DEVICE} cannot be opened: {error.strerror}: modprobe tun may help") from None
 
 
+def _check_paths() -> None:
+    """Programs inside see another /run, so Python had better not live there."""
+    for path in (sys.executable, sys.prefix, __file__):
+        if Path(path).resolve().is_relative_to("/run"):
+            raise LabError(f"{path} lies below /run, which nodes have for themselves: install flannel-udp elsewhere")
+
+
 # Inside.
 
 
@@ -213,7 +222,7 @@ def _in_child(action: Callable[[], int]) -> NoReturn:
     status = 1
     try:
         status = action()
-    except LabError as error:
+    except FlannelUdpError as error:
         print(f"flannel-udp: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
