@@ -112,11 +112,12 @@ def config_set(arguments: argparse.Namespace) -> int:
 def config_check(arguments: argparse.Namespace) -> int:
     """Check a network configuration and print what it means."""
     from flannel_udp import render
-    from flannel_udp.config import parse_network_config
+    from flannel_udp.config import parse_network_config, parse_udp_config
 
     config = parse_network_config(_configuration(arguments.configuration))
-    meaning = {name: str(value) for name, value in vars(config).items() if name != "text" and value is not None}
-    print(render.document(meaning))
+    backend = vars(parse_udp_config(config)) if config.backend_type == "udp" else config.backend
+    said = {name: value for name, value in vars(config).items() if name != "text" and value is not None}
+    print(render.document({**said, "backend": dict(backend)}))
     return 0
 
 

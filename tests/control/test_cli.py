@@ -96,13 +96,15 @@ def test_config_is_checked_set_and_got(told: Told, registry: str, tmp_path: Path
     status, out, _ = told("config", "check", str(file))
     assert status == 0
     assert "10.5.0.0/16" in out
+    assert "BACKEND\nport  8285\n" in out
 
 
 def test_a_wrong_config_is_not_written(told: Told, registry: str) -> None:
     told("config", "set", "--registry", registry, CONFIG)
-    status, _, err = told("config", "set", "--registry", registry, '{"Network": "10.5.0.0/16", "SubnetLen": 40}')
-    assert (status, err.count("\n")) == (1, 1)
-    assert "SubnetLen" in err
+    for part, named in (('"SubnetLen": 40', "SubnetLen"), ('"Backend": {"Type": "udp", "Port": 0}', "Backend.Port")):
+        status, _, err = told("config", "set", "--registry", registry, '{"Network": "10.5.0.0/16", ' + part + "}")
+        assert (status, err.count("\n")) == (1, 1)
+        assert named in err
     assert told("config", "get", "--registry", registry)[1] == CONFIG + "\n"
 
 
