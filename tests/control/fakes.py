@@ -1,0 +1,256 @@
+"""What stands around the daemon, on paper: a subnet manager, links, a backend with its device and data plane."""
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_interface
+from typing import Any
+
+from flannel_udp.backend.peers import NextHop
+from flannel_udp.config import NetworkConfig, parse_network_config
+from flannel_udp.errors import FlannelUdpError, LeaseError
+from flannel_udp.forwarder import Counters, Notice, PeerStatus
+from flannel_udp.lease import Lease, LeaseAttrs
+from flannel_udp.link import Address, Interface, Link, LinkAddress, LinkEvent, Network, Route
+from flannel_udp.subnet import PeersReset, SubnetEvent
+from flannel_udp.tun import Tun, TunLinks
+
+CONFIG = parse_network_config('{"Network": "10.5.0.0/16"}')
+OWN_ADDRESS = IPv4Address("192.0.2.1")
+
+
+def lease(subnet: str, public_ip: str = "192.0.2.1", expiry: float | None = None) -> Lease:
+    return Lease(IPv4Network(subnet), None, LeaseAttrs(IPv4Address(public_ip)), expiry, 1)
+
+
+def drawn(script: list[Any]) -> Any:  # noqa: ANN401 - whatever the script holds
+    """The next line of a script, the last again and again; errors are raised, functions called."""
+    line = script.pop(0) if len(script) > 1 else script[0]
+    if isinstance(line, Exception):
+        raise line
+    return line() if callable(line) else line
+
+
+@dataclass
+class FakeManager:
+    """Answers by script, and lets the test post."""
+
+    configs: list[NetworkConfig | Exception] = field(default_factory=lambda: [CONFIG])
+    leases: list[Any] = field(default_factory=lambda: [lease("10.5.1.0/24")])
+    peers: tuple[Lease, ...] = ()
+    deeds: list[str] = field(default_factory=list)
+    post: Callable[[SubnetEvent], None] = print
+
+    def config(self) -> NetworkConfig:
+        self.deeds.append("config")
+        config: NetworkConfig = drawn(self.configs)
+        return config
+
+    def acquire(self, attrs: LeaseAttrs) -> Lease:
+        assert attrs == LeaseAttrs(OWN_ADDRESS)
+        self.deeds.append("acquire")
+        acquired: Lease = drawn(self.leases)
+        return acquired
+
+    def update(self, attrs: LeaseAttrs) -> Lease:
+        raise AssertionError(f"nobody asked for {attrs}")
+
+    def events(self, post: Callable[[SubnetEvent], None]) -> None:
+        self.post = post
+        post(PeersReset(self.peers))
+
+    def release(self) -> None:
+        raise AssertionError("the lease must stay for the next start")
+
+    def close(self) -> None:
+        self.deeds.append("close")
+
+
+@dataclass
+class FakeQueue:
+    """A TUN queue without a kernel."""
+
+    descriptor: int = field(default_factory=lambda: os.eventfd(0))
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+class FakeLinks:
+    """eth0 and what was made since; counts who is open."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.here = [LinkAddress(2, ip_interface("192.0.2.1/24"))]
+        self.devices: dict[int, Link] = {2: Link(2, "eth0", 1500, True)}
+        self.post: Callable[[LinkEvent], None] = print
+
+    def __enter__(self) -> "FakeLinks":
+        self.opened += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened -= 1
+
+    def monitor(self, post: Callable[[LinkEvent], None]) -> "FakeLinks":
+        self.post = post
+        self.opened += 1
+        return self
+
+    def close(self) -> None:
+        self.opened -= 1
+
+    def link(self, which: str | int) -> Link | None:
+        return next((link for link in self.devices.values() if which in (link.index, link.name)), None)
+
+    def links(self) -> list[Link]:
+        return list(self.devices.values())
+
+    def addresses(self, index: int | None = None, family: int | None = None) -> list[LinkAddress]:
+        return [one for one in self.here if index in (None, one.index) and family in (None, one.ip.version)]
+
+    def routes(self, family: int = 4) -> list[Route]:
+        return [Route(None, 2)] if family == 4 else []
+
+    def route_to(self, destination: Address) -> Route | None:
+        raise AssertionError(f"nobody asked for {destination}")
+
+    def add_route(self, network: Network, index: int) -> bool:
+        del network, index
+        return False
+
+    def add_address(self, index: int, interface: Interface) -> bool:
+        self.here.append(LinkAddress(index, interface))
+        return True
+
+    def delete_address(self, index: int, interface: Interface) -> bool:
+        self.here = [one for one in self.here if (one.index, one.interface) != (index, interface)]
+        return True
+
+    def set_link(self, index: int, *, up: bool | None = None, mtu: int | None = None) -> None:
+        raise AssertionError((index, up, mtu))
+
+    def set_ipv4_option(self, index: int, option: int, value: int) -> None:
+        raise AssertionError((index, option, value))
+
+
+class FakePlane:
+    """Remembers what it was told; loops are a name."""
+
+    def __init__(self) -> None:
+        self.own: tuple[str, str, set[str]] = ("", "", set())
+        self.routes: dict[str, str] = {}
+        self.published: dict[str, str] = {}
+        self.publishes = 0
+        self.starts = 0
+        self.running = False
+        self.on_exit: Callable[[str, OSError | None], None] = print
+        self.before_peer: Callable[[], None] = lambda: None
+        self.heard: list[Notice] = []
+
+    def set_own(self, subnet: Network, tunnel_address: Address, local_addresses: Iterable[Address]) -> None:
+        self.own = (str(subnet), str(tunnel_address), {str(address) for address in local_addresses})
+
+    def set_peer(self, subnet: Network, underlay: Address, port: int, coat: bytes = b"") -> None:
+        self.before_peer()
+        if str(subnet) == self.own[0]:
+            raise LeaseError(f"{subnet} is this node's own subnet")
+        self.routes[str(subnet)] = f"{underlay}:{port}{coat.decode()}"
+
+    def delete_peer(self, subnet: Network) -> None:
+        self.routes.pop(str(subnet), None)
+
+    def publish(self) -> None:
+        self.published = dict(self.routes)
+        self.publishes += 1
+
+    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None]) -> None:
+        assert not self.running
+        assert min(tun_fd, socket_fd, path_fd) >= 0
+        self.running, self.on_exit = True, on_exit
+        self.starts += 1
+
+    def stop(self) -> None:
+        self.running = False
+
+    def peers(self) -> list[PeerStatus]:
+        return [PeerStatus(IPv4Network(subnet), IPv4Address(hop.partition(":")[0]), 1, 84, 2, 168, None)
+                for subnet, hop in self.published.items()]
+
+    def counters(self) -> dict[str, Counters]:
+        return {}
+
+    def notices(self) -> list[Notice]:
+        heard, self.heard = self.heard, []
+        return heard
+
+    def status(self) -> dict[str, object]:
+        return {"fib": {"cells": 256}, "threads": [], "counters": {}}
+
+
+class FakeBackend:
+    """A backend whose device opens by script."""
+
+    name = "udp"
+    mtu = 1472
+
+    def __init__(self, links: FakeLinks) -> None:
+        self.links = links
+        self.plane = FakePlane()
+        self.refusals: dict[str, FlannelUdpError] = {}
+        self.sockets: list[socket.socket] = []
+        self.queues: list[FakeQueue] = []
+        self.port = 8285
+
+    def __call__(self, *_: object) -> "FakeBackend":
+        self.refuse("make")
+        return self
+
+    def refuse(self, step: str) -> None:
+        if step in self.refusals:
+            raise self.refusals[step]
+
+    def attrs(self) -> LeaseAttrs:
+        return LeaseAttrs(OWN_ADDRESS)
+
+    def subnet(self, lease: Lease) -> IPv4Network:
+        assert lease.subnet
+        return lease.subnet
+
+    def tunnel(self, lease: Lease) -> IPv4Interface:
+        return IPv4Interface((self.subnet(lease).network_address, 32))
+
+    def next_hop(self, lease: Lease) -> NextHop:
+        assert lease.attrs.public_ip
+        return NextHop(self.subnet(lease), lease.attrs.public_ip, self.port)
+
+    def forwarder(self) -> FakePlane:
+        return self.plane
+
+    def check_device(self) -> None:
+        self.refuse("check_device")
+
+    def open_device(self, lease: Lease, links: TunLinks) -> Tun:
+        del links
+        self.refuse("open_device")
+        index = 10 + len(self.queues)
+        queue = FakeQueue()
+        self.queues.append(queue)
+        self.links.devices[index] = Link(index, "flannel0", 1472, True, "tun")
+        self.links.add_address(index, self.tunnel(lease))
+        return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), queue)
+
+    def open_sockets(self) -> tuple[socket.socket, socket.socket]:
+        self.refuse("open_sockets")
+        self.sockets = list(socket.socketpair())
+        return self.sockets[0], self.sockets[1]
+
+    def all_closed(self) -> bool:
+        return (not self.plane.running and all(one.fileno() == -1 for one in self.sockets)
+                and all(queue.descriptor == -1 for queue in self.queues))

@@ -1,0 +1,378 @@
+"""The daemon's decisions, with everything around it on paper (fakes.py); tests/netns/ has the real world."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network, ip_interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_udp import control, daemon, logs
+from flannel_udp.backend import path as path_module
+from flannel_udp.config import parse_network_config
+from flannel_udp.daemon import Daemon
+from flannel_udp.errors import (
+    ConfigError,
+    ControlError,
+    NetlinkError,
+    NoConfig,
+    OutOfSubnets,
+    RegistryUnavailable,
+    TunError,
+    UnderlayError,
+)
+from flannel_udp.forwarder import Notice
+from flannel_udp.instance import sole_instance
+from flannel_udp.link import LinkAddress, LinkEvent
+from flannel_udp.options import NodeOptions
+from flannel_udp.subnet import ConfigChanged, OwnLeaseChanged, OwnLeaseLost, PeersChanged, PeersReset, Trouble
+from flannel_udp.subnet_env import read_subnet_env
+
+from ..conftest import wait_until
+from .fakes import CONFIG, FakeBackend, FakeLinks, FakeManager, lease
+
+
+class Node:
+    """A daemon in a thread, and what stands around it."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.options = NodeOptions(run_dir=root / "run", state_dir=root / "state", subnet_file=root / "subnet.env")
+        self.manager = FakeManager()
+        self.links = FakeLinks()
+        self.backend = FakeBackend(self.links)
+        self.plane = self.backend.plane
+        self.status: int | BaseException | None = None
+        monkeypatch.setattr(daemon, "Links", lambda: self.links)
+        monkeypatch.setattr(daemon, "LinkMonitor", self.links.monitor)
+        monkeypatch.setattr(daemon, "backend_of", lambda _: self.backend)
+        monkeypatch.setattr(path_module, "host_warnings", lambda *_: [])
+        for name, value in {"TICK": 0.02, "CONFIG_RETRY": 0.01, "LEASE_RETRY_MIN": 0.01, "FIRST_PEERS": 0.2}.items():
+            monkeypatch.setattr(daemon, name, value)
+        for name in ("DELAY_MIN", "DELAY_MAX"):
+            monkeypatch.setattr(path_module, name, 0.01)
+        self.daemon = Daemon(self.options, self.manager)
+
+    def run(self) -> int:
+        """Start, and wait for the end in this thread."""
+        return self.daemon.run()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Be ready inside the block, and stopped cleanly after it."""
+        with self.started():
+            wait_until(lambda: self.asked() is not None, "the daemon is ready")
+            yield
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[None]:
+        def run() -> None:
+            try:
+                self.status = self.daemon.run()
+            except BaseException as error:
+                self.status = error
+                raise
+
+        self.daemon = Daemon(self.options, self.manager)
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.daemon.stop()
+            thread.join(10)
+        assert not thread.is_alive()
+        assert self.status == 0
+        assert self.nothing_is_left()
+
+    def asked(self) -> dict[str, Any] | None:
+        with contextlib.suppress(ControlError):
+            return control.ask(control.socket_path(self.options.run_dir), {"command": "status"})
+        return None
+
+    def nothing_is_left(self) -> bool:
+        left = {file.name for file in self.options.run_dir.parent.rglob("*") if not file.is_dir()} - {"subnet.env"}
+        return self.backend.all_closed() and self.links.opened == 0 and not left and self.manager.deeds[-1] == "close"
+
+    def env(self) -> str:
+        return str(read_subnet_env(self.options.subnet_file).subnet)
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    logs.configure(2)
+    return Node(tmp_path, monkeypatch)
+
+
+def told(capfd: pytest.CaptureFixture[str], words: str) -> int:
+    return sum(words in line for line in capfd.readouterr().err.splitlines())
+
+
+def test_start_tells_everybody_and_stop_leaves_what_the_next_start_needs(
+        node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    node.manager.peers = (lease("10.5.2.0/24", "192.0.2.2"),)
+    with node.running():
+        assert node.plane.running
+        assert node.plane.own == ("10.5.1.0/24", "10.5.1.0", {"192.0.2.1", "10.5.1.0"})
+        assert node.plane.published == {"10.5.2.0/24": "192.0.2.2:8285"}
+        assert read_subnet_env(node.options.subnet_file) == read_subnet_env(node.options.state_dir / "subnet.env")
+    assert node.env() == "10.5.1.0/24"
+    assert node.manager.deeds == ["config", "acquire", "close"]
+    said = capfd.readouterr().err
+    ready, = (line for line in said.splitlines() if "event=ready" in line)
+    assert "subnet=10.5.1.0/24 device=flannel0 mtu=1472 peers=1" in ready
+
+
+def test_configuration_is_waited_for_and_each_cause_is_told_once(
+        node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    node.manager.configs = [*[NoConfig("none yet")] * 3, *[RegistryUnavailable("away")] * 2, ConfigError("bad"), CONFIG]
+    with node.running():
+        said = capfd.readouterr().err
+        assert [said.count(f"reason={word}") for word in ('"none yet"', "away", "bad")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("step", ["config", "acquire"])
+def test_stop_during_the_start(node: Node, step: str) -> None:
+    gate = threading.Event()
+    if step == "config":
+        node.manager.configs = [NoConfig("none yet")]
+    else:
+        node.manager.leases = [gate.wait]
+    with node.started():
+        wait_until(lambda: step in node.manager.deeds, "it waits")
+    gate.set()
+
+
+FAILURES: list[tuple[str, Callable[[Node], Any], str]] = [
+    ("backend", lambda node: node.backend.refusals.update(make=ConfigError("no such backend")), "no such backend"),
+    ("interface", lambda node: node.links.devices.clear(), "no external interface"),
+    ("sockets", lambda node: node.backend.refusals.update(open_sockets=UnderlayError("port in use")), "port in use"),
+    ("tun", lambda node: node.backend.refusals.update(check_device=TunError("no tun")), "no tun"),
+    ("lease", lambda node: setattr(node.manager, "leases", [OutOfSubnets("all taken")]), "all taken"),
+    ("device", lambda node: node.backend.refusals.update(open_device=TunError("route taken")), "route taken"),
+    ("control", lambda node: node.options.run_dir.joinpath("control.sock").mkdir(parents=True), "not a socket"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES])
+def test_failure_of_any_step_is_one_line_and_leaves_nothing(
+        node: Node, spoil: Callable[[Node], Any], words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(node)
+    assert node.run() == 1
+    assert node.nothing_is_left()
+    line, = (line for line in capfd.readouterr().err.splitlines() if "level=error" in line)
+    assert 'event="cannot start"' in line
+    assert words in line
+
+
+def test_devices_are_tried_before_a_lease_is_taken(node: Node) -> None:
+    node.backend.refusals["check_device"] = TunError("no tun")
+    assert node.run() == 1
+    assert "acquire" not in node.manager.deeds
+
+
+def test_second_instance_is_refused(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    with sole_instance(node.options):
+        assert node.run() == 1
+    assert told(capfd, "in use by another flannel-udp") == 1
+
+
+def test_fault_of_the_programs_own_is_not_swallowed(node: Node) -> None:
+    node.manager.leases = [ZeroDivisionError("a bug")]
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        node.run()
+    assert node.nothing_is_left()
+
+
+def test_start_goes_on_without_word_of_peers(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeManager, "events", lambda self, post: setattr(self, "post", post))
+    with node.running():
+        node.manager.post(PeersReset((lease("10.5.2.0/24", "192.0.2.2"),)))
+        wait_until(lambda: node.plane.published, "late peers are routed to")
+
+
+def test_peers_come_move_and_go(node: Node) -> None:
+    two, three = lease("10.5.2.0/24", "192.0.2.2"), lease("10.5.3.0/24", "192.0.2.3")
+    with node.running():
+        node.manager.post(PeersChanged((two, three), ()))
+        wait_until(lambda: len(node.plane.published) == 2, "both are routed to")
+        node.manager.post(PeersChanged((lease("10.5.2.0/24", "192.0.2.9"),), (three,)))
+        wait_until(lambda: node.plane.published == {"10.5.2.0/24": "192.0.2.9:8285"}, "one moved, one is gone")
+        node.manager.post(PeersReset((three,)))
+        wait_until(lambda: node.plane.published == {"10.5.3.0/24": "192.0.2.3:8285"}, "others are all there is")
+
+
+def test_a_batch_is_published_once(node: Node) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    with node.running():
+        before = node.plane.publishes
+
+        def hold() -> None:
+            entered.set()
+            gate.wait(10)
+
+        node.plane.before_peer = hold
+        node.manager.post(PeersChanged((lease("10.5.2.0/24", "192.0.2.2"),), ()))
+        assert entered.wait(10)
+        for number in range(3, 103):
+            node.manager.post(PeersChanged((lease(f"10.5.{number}.0/24", "192.0.2.2"),), ()))
+        gate.set()
+        wait_until(lambda: len(node.plane.published) == 101, "all are routed to")
+        assert node.plane.publishes == before + 2
+
+
+def test_lost_lease_is_taken_again(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    with node.running():
+        node.manager.peers = ()
+        node.manager.leases = [RegistryUnavailable("away"), RegistryUnavailable("away"), lease("10.5.1.0/24")]
+        node.manager.post(OwnLeaseLost("deleted"))
+        wait_until(lambda: node.manager.deeds.count("acquire") == 4, "it is taken again")
+        wait_until(lambda: told(capfd, "lease is held as before"), "that is said")
+        assert node.plane.starts == 1
+        assert node.env() == "10.5.1.0/24"
+
+
+def test_data_path_moves_to_another_lease_and_routes_stand(node: Node) -> None:
+    heir = lease("10.5.1.0/24", "192.0.2.9")
+    with node.running():
+        node.manager.post(PeersChanged((lease("10.5.2.0/24", "192.0.2.2"),), ()))
+        node.manager.leases = [OutOfSubnets("for a moment"), lease("10.5.7.0/24")]
+        node.manager.post(OwnLeaseLost("another has it"))
+        node.manager.post(PeersChanged((heir,), ()))  # while the subnet is still thought to be ours
+        wait_until(lambda: node.env() == "10.5.7.0/24", "subnet.env tells the new one")
+        wait_until(lambda: "10.5.1.0/24" in node.plane.published, "the heir is routed to")
+        assert node.plane.own == ("10.5.7.0/24", "10.5.7.0", {"192.0.2.1", "10.5.7.0"})
+        assert node.plane.published == {"10.5.2.0/24": "192.0.2.2:8285", "10.5.1.0/24": "192.0.2.9:8285"}
+        assert node.plane.starts == 1
+        node.manager.post(OwnLeaseChanged(lease("10.5.8.0/24")))
+        wait_until(lambda: node.env() == "10.5.8.0/24", "a change from outside is followed, too")
+
+
+def test_without_a_lease_packets_pass_and_status_says_why(node: Node) -> None:
+    with node.running():
+        node.manager.leases = [OutOfSubnets("all taken")]
+        node.manager.post(OwnLeaseLost("deleted"))
+        wait_until(lambda: "no lease: all taken" in (node.asked() or {})["warnings"], "it is said")
+        assert node.plane.running
+
+
+def test_changed_configuration_is_not_obeyed_but_said(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    other = parse_network_config('{"Network": "10.6.0.0/16"}')
+    with node.running():
+        assert node.asked() is not None
+        for _ in range(3):
+            node.manager.post(ConfigChanged(other, ""))
+        wait_until(lambda: (node.asked() or {})["config_problem"], "status says it")
+        assert told(capfd, "level=warning") == 1
+        node.manager.post(ConfigChanged(None, "Network is missing"))
+        wait_until(lambda: "is missing; this node keeps the old" in (node.asked() or {})["config_problem"], "both said")
+        node.manager.post(ConfigChanged(CONFIG, ""))
+        wait_until(lambda: (node.asked() or {"config_problem": 1})["config_problem"] is None, "it is as it was")
+
+
+def test_deleted_device_is_made_again_with_patience(node: Node) -> None:
+    with node.running():
+        node.manager.post(PeersChanged((lease("10.5.2.0/24", "192.0.2.2"),), ()))
+        node.backend.refusals["open_device"] = TunError("cannot open")
+        del node.links.devices[10]
+        node.links.post(LinkEvent("link gone", 10, "flannel0"))
+        wait_until(lambda: (node.asked() or {})["warnings"] == ["no packets pass: cannot open"], "status says it")
+        assert (node.asked() or {})["devices"] == []
+        del node.backend.refusals["open_device"]
+        wait_until(lambda: node.plane.running, "it is made again")
+        wait_until(lambda: (node.asked() or {})["warnings"] == [], "and well")
+        assert node.plane.starts == 2
+        assert node.plane.published == {"10.5.2.0/24": "192.0.2.2:8285"}
+
+
+def test_ended_loop_is_started_again_once(node: Node) -> None:
+    with node.running():
+        late = node.plane.on_exit
+        for _ in range(3):  # both loops end, and one of them is told of twice
+            node.plane.on_exit("tun_to_udp", OSError(77, "File descriptor in bad state"))
+        wait_until(lambda: node.plane.starts == 2 and node.plane.running, "it is started again")
+        late("udp_to_tun", OSError(9, "Bad file descriptor"))
+        node.manager.post(PeersChanged((lease("10.5.2.0/24", "192.0.2.2"),), ()))
+        wait_until(lambda: node.plane.published, "later events are worked on")
+        assert node.plane.starts == 2
+
+
+def test_refusal_while_moving_is_mended(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with node.running():
+        def refuse(*_: object) -> bool:
+            raise NetlinkError("no such device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(node.links, "delete_address", refuse)
+            node.manager.post(OwnLeaseChanged(lease("10.5.7.0/24")))
+            wait_until(lambda: node.plane.starts == 2 and node.plane.running, "the path is opened anew")
+        assert node.plane.own[0] == "10.5.7.0/24"
+        wait_until(lambda: node.env() == "10.5.7.0/24", "subnet.env follows")
+
+
+def test_addresses_of_this_host_are_followed(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    with node.running():
+        node.links.here.append(LinkAddress(2, ip_interface("198.51.100.1/24")))
+        node.links.post(LinkEvent("address", 2))
+        wait_until(lambda: "198.51.100.1" in node.plane.own[2], "the new one is told")
+        underlay = node.links.here.pop(0)
+        node.links.post(LinkEvent("address gone", 2))
+        wait_until(lambda: told(capfd, "192.0.2.1 is no longer on this host"), "the loss of the external one is said")
+        assert "192.0.2.1" not in node.plane.own[2]
+        node.links.here.append(underlay)
+        node.links.post(LinkEvent("lost"))
+        wait_until(lambda: "192.0.2.1" in node.plane.own[2], "everything is read anew when events were missed")
+        wait_until(lambda: (node.asked() or {})["warnings"] == [], "the warning is gone")
+
+
+def test_unwritable_subnet_file_is_said_and_tried_again(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    node.options.subnet_file.mkdir(parents=True)
+    with node.running():
+        assert "subnet.env cannot be written" in str((node.asked() or {})["warnings"])
+        node.options.subnet_file.rmdir()
+        wait_until(node.options.subnet_file.is_file, "it is written when it can be")
+    assert told(capfd, "level=warning") == 1
+
+
+def test_notices_and_troubles_are_logged(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    with node.running():
+        node.plane.heard = [Notice("unknown_sender", 3, "from an address that no peer has", "192.0.2.77")]
+        node.manager.post(Trouble("skipped-key", "subnets/junk: not a subnet"))
+        said = ""
+        while not ("192.0.2.77" in said and "subnets/junk: not a subnet" in said):
+            said += wait_until(lambda: capfd.readouterr().err, "both are told")
+
+
+def test_status_over_the_control_socket(node: Node) -> None:
+    node.manager.peers = (lease("10.5.2.0/24", "192.0.2.2"),)
+    with node.running():
+        status = node.asked() or {}
+        assert status["lease"]["subnet"] == "10.5.1.0/24"
+        assert status["devices"] == [{"name": "flannel0", "index": 10, "mtu": 1472, "address": "10.5.1.0/32",
+                                      "route": str(IPv4Network("10.5.0.0/16"))}]
+        peer, = status["peers"]
+        assert peer == {"subnet": "10.5.2.0/24", "underlay": "192.0.2.2", "packets_out": 1, "bytes_out": 84,
+                        "packets_in": 2, "bytes_in": 168, "last_heard": None}
+        assert status["external_interface"]["reason"] == "it has the default route"
+        assert {"fib", "threads", "counters", "config_problem", "version", "skipped_peers"} <= status.keys()
+        with pytest.raises(ControlError, match="knows no command 'dance', only status"):
+            control.ask(control.socket_path(node.options.run_dir), {"command": "dance"})
+
+
+def test_stop_takes_less_than_a_second(node: Node) -> None:
+    with node.running():
+        for number in range(2, 202):
+            node.manager.post(PeersChanged((lease(f"10.5.{number}.0/24", "192.0.2.2"),), ()))
+        before = time.monotonic()
+    assert time.monotonic() - before < 1
+
+
+def test_living_control_socket_is_given_way_to(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    server = control.serve(control.socket_path(node.options.run_dir), lambda _: {})
+    try:
+        assert node.run() == 1
+    finally:
+        server.close()
+    assert told(capfd, "another daemon listens at") == 1

@@ -1,0 +1,252 @@
+"""The daemon as a process on real nodes: packets, signals, kills, and what is left afterwards."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_udp import control
+from flannel_udp.errors import ControlError
+from flannel_udp.registry import open_registry
+from flannel_udp.subnet_env import read_subnet_env
+
+from ..conftest import require_tun, wait_until
+from .topology import Node, Topology
+
+MakeTopology = Callable[..., Topology]
+
+
+class Daemon:
+    """`flannel-udp run` on a node; its log goes to a file."""
+
+    def __init__(self, node: Node, root: Path, registry: str, name: str = "", *options: str) -> None:
+        self.node = node
+        self.home = root / (name or node.name)
+        self.home.mkdir(exist_ok=True)
+        self.argv = ["-m", "flannel_udp.cli", "run", *flags(self.home, registry), *options]
+        self.start()
+
+    def start(self) -> None:
+        with (self.home / "log").open("a") as log:
+            self.process = self.node.start(sys.executable, *self.argv, output=log)
+
+    def log(self) -> str:
+        return (self.home / "log").read_text()
+
+    def status(self) -> dict[str, Any]:
+        return control.ask(control.socket_path(self.home / "run"), {"command": "status"})
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.log()
+        try:
+            return bool(self.status())
+        except ControlError:
+            return False
+
+    def subnet(self) -> IPv4Network:
+        subnet = read_subnet_env(self.home / "subnet.env").subnet
+        assert subnet
+        return subnet
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+    def left(self) -> set[str]:
+        return {str(file.relative_to(self.home)) for file in self.home.rglob("*") if not file.is_dir()} - {"log"}
+
+
+def flags(home: Path, registry: str) -> list[str]:
+    return ["--registry", registry, "--run-dir", f"{home}/run", "--state-dir", f"{home}/state",
+            "--subnet-file", f"{home}/subnet.env"]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> str:
+    url = f"sqlite://{tmp_path}/registry.db"
+    with closing(open_registry(url)) as opened:
+        opened.write_config('{"Network": "10.5.0.0/16"}')
+    return url
+
+
+@pytest.fixture
+def cluster(topology: MakeTopology, tmp_path: Path, registry: str) -> Iterator[list[Daemon]]:
+    """Two nodes with daemons and a pod each, peers of one another; the law of the counters holds at the end."""
+    require_tun()
+    daemons = [Daemon(node, tmp_path, registry) for node in topology(2).nodes]
+    for daemon in daemons:
+        wait_until(daemon.ready, "it is ready")
+        daemon.node.add_pod(daemon.subnet())
+    for daemon in daemons:
+        wait_until(lambda daemon=daemon: daemon.status()["peers"], "it has a peer")  # type: ignore[misc]
+    yield daemons
+    for daemon in daemons:
+        if daemon.process.poll() is None:
+            for direction in daemon.status()["counters"].values():
+                assert direction["packets"] == sum(outcome["count"] for outcome in direction["outcomes"].values())
+
+
+def reached(one: Daemon, other: Daemon) -> bool:
+    """Whether pods reach each other; in test networks no answer means a second of waiting at most."""
+    return one.node.pods[0].ping(other.node.pods[0].address, "-W", "1").returncode == 0
+
+
+def test_pods_and_hosts_reach_each_other(cluster: list[Daemon]) -> None:
+    one, two = cluster
+    assert "ttl=60" in one.node.pods[0].ping(two.node.pods[0].address).stdout  # two kernels, two ends of the tunnel
+    assert reached(two, one)
+    assert one.node.ping(two.node.pods[0].address).returncode == 0
+    assert one.node.ping(two.subnet().network_address).returncode == 0
+    assert one.status()["peers"][0]["last_heard"] > time.time() - 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_cleanly_within_a_second(cluster: list[Daemon], number: signal.Signals) -> None:
+    one = cluster[0]
+    before = time.monotonic()
+    assert one.end(number) == 0
+    assert time.monotonic() - before < 1
+    assert one.left() == {"subnet.env", "state/subnet.env"}
+    assert "flannel0" not in one.node.run("ip", "link").stdout
+    assert "10.5.0.0/16" not in one.node.run("ip", "route").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_restart_keeps_the_subnet_and_finds_nothing_in_its_way(cluster: list[Daemon], number: signal.Signals) -> None:
+    one, two = cluster
+    subnet = one.subnet()
+    one.end(number)
+    one.start()
+    wait_until(one.ready, "it is ready again")
+    assert one.subnet() == subnet
+    wait_until(lambda: reached(two, one), "pods reach each other again")
+
+
+def delete_device(daemon: Daemon) -> None:
+    """Delete it, and wait until there is another."""
+    index = daemon.status()["devices"][0]["index"]
+    daemon.node.ip("link del flannel0")
+    wait_until(lambda: {device["index"] for device in daemon.status()["devices"]} - {index}, "there is another")
+
+
+def test_deleted_device_comes_back(cluster: list[Daemon]) -> None:
+    one, two = cluster
+
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{one.process.pid}/fd").iterdir()))
+
+    before = descriptors()
+    for _ in range(3):
+        delete_device(one)
+    assert descriptors() == before
+    wait_until(lambda: reached(one, two) and reached(two, one), "pods reach each other again")
+
+
+def test_device_that_was_down_gets_its_route_back(cluster: list[Daemon]) -> None:
+    one, two = cluster
+    one.node.ip("link set flannel0 down")
+    assert not reached(one, two)
+    one.node.ip("link set flannel0 up")
+    wait_until(lambda: reached(one, two), "pods reach each other again")
+
+
+def test_lease_deleted_by_hand_is_taken_again(cluster: list[Daemon], registry: str) -> None:
+    one, two = cluster
+    subnet = one.subnet()
+    with closing(open_registry(registry)) as opened:
+        entry, = (entry for entry in opened.snapshot().entries if entry.key == str(subnet).replace("/", "-"))
+        opened.delete(entry.key, entry.revision)
+        wait_until(lambda: any(new.key == entry.key and new.revision > entry.revision
+                               for new in opened.snapshot().entries), "it is there again")
+    assert one.subnet() == subnet
+    wait_until(lambda: reached(two, one), "pods reach each other")
+    assert "lease is held as before" in wait_until(one.log, "the log")
+
+
+def test_lease_taken_by_another_moves_the_data_path(cluster: list[Daemon], registry: str) -> None:
+    one, two = cluster
+    subnet = one.subnet()
+    with closing(open_registry(registry)) as opened:
+        entry, = (entry for entry in opened.snapshot().entries if entry.key == str(subnet).replace("/", "-"))
+        opened.update(entry.key, b'{"PublicIP":"192.0.2.99","PublicIPv6":null}', None, entry.revision)
+    wait_until(lambda: one.subnet() != subnet, "subnet.env tells another")
+    device, = one.status()["devices"]
+    assert device["address"] == f"{one.subnet().network_address}/32"
+    wait_until(lambda: str(subnet) in {peer["subnet"] for peer in one.status()["peers"]}, "the heir is a peer")
+    assert two.node.ping(one.subnet().network_address).returncode == 0
+    assert one.node.ping(two.node.pods[0].address).returncode == 0
+
+
+def test_two_instances_on_one_host(cluster: list[Daemon], tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/other.db"
+    with closing(open_registry(url)) as opened:
+        opened.write_config('{"Network": "10.6.0.0/16", "Backend": {"Type": "udp", "Port": 8286}}')
+    others = [Daemon(daemon.node, tmp_path, url, f"{daemon.node.name}-b") for daemon in cluster]
+    for other in others:
+        wait_until(other.ready, "it is ready")
+    assert others[0].status()["devices"][0]["name"] == "flannel1"
+    wait_until(lambda: others[0].node.ping(others[1].subnet().network_address).returncode == 0, "packets pass")
+    assert reached(*cluster)
+
+
+def refused(cluster: list[Daemon], tmp_path: Path, registry: str, name: str, *options: str) -> str:
+    """The one line of a daemon that must not start; it leaves nothing."""
+    second = Daemon(cluster[0].node, tmp_path, registry, name, *options)
+    assert second.process.wait(10) == 1
+    line, = (line for line in second.log().splitlines() if "level=error" in line)
+    assert second.left() <= {"subnet.env", "state/subnet.env"}
+    links = json.loads(cluster[0].node.run("ip", "-json", "link").stdout)
+    assert {link["ifname"] for link in links if link["ifname"].startswith("flannel")} == {"flannel0"}
+    assert reached(*cluster)
+    return line
+
+
+def test_second_instance_says_what_is_in_its_way(cluster: list[Daemon], tmp_path: Path, registry: str) -> None:
+    line = refused(cluster, tmp_path, registry, "b", "--run-dir", str(cluster[0].home / "run"))
+    assert f"in use by another flannel-udp (process {cluster[0].process.pid})" in line
+    assert "UDP port 8285 of 192.0.2.1 is in use" in refused(cluster, tmp_path, registry, "c")
+    other = f"sqlite://{tmp_path}/other.db"
+    with closing(open_registry(other)) as opened:
+        opened.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 8286}}')
+    assert "route 10.5.0.0/16 is taken by flannel0" in refused(cluster, tmp_path, other, "d")
+
+
+def test_packets_from_addresses_of_ours_are_not_taken(cluster: list[Daemon]) -> None:
+    one, two = cluster
+    one.node.ip("link add extra type bridge", "addr add 203.0.113.5/32 dev extra")
+    two.node.ip("link add extra type bridge", "link set extra up", "addr add 203.0.113.5/32 dev extra")
+    wait_until(lambda: two.node.ping(one.node.pods[0].address, "-I", "203.0.113.5", "-W", "1").returncode and
+               one.status()["counters"]["in"]["outcomes"]["own_source"]["count"], "such a packet is dropped")
+
+
+STUBBORN = """
+import sys, time
+from flannel_udp import daemon, options
+from flannel_udp.subnet.leased import LeasedSubnetManager
+LeasedSubnetManager.close = lambda self: time.sleep(60)
+sys.exit(daemon.run(options.parse(sys.argv[1:])))
+"""
+
+
+def test_second_signal_ends_at_once(topology: MakeTopology, tmp_path: Path, registry: str) -> None:
+    require_tun()
+    node = topology(1).nodes[0]
+    daemon = Daemon.__new__(Daemon)
+    daemon.node, daemon.home = node, tmp_path / "node"
+    daemon.home.mkdir()
+    daemon.argv = ["-c", STUBBORN, *flags(daemon.home, registry)]
+    daemon.start()
+    wait_until(lambda: "event=ready" in daemon.log(), "it is ready")
+    daemon.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "event=stopping" in daemon.log(), "it is stopping")
+    before = time.monotonic()
+    assert daemon.end(signal.SIGTERM) == -signal.SIGTERM
+    assert time.monotonic() - before < 1
+    assert "flannel0" not in node.run("ip", "link").stdout
