@@ -63,7 +63,7 @@ def _wait(condition: Callable[[], T | None], node: str, what: str, deadline: flo
 def _furnish_underlay() -> None:
     """The bridge of the underlay in the lab's own network namespace, which is every node's default gateway."""
     namespace.sethostname("underlay")
-    namespace.write_sysctl("net/ipv4/ip_forward", 1)  # so that what leads nowhere is answered, not lost
+    _forward()  # so that what leads nowhere is answered, not lost
     with Links() as links:
         _up(links, _link(links, "lo"))
         bridge = links.create_bridge(layout.UNDERLAY_BRIDGE)
@@ -76,7 +76,7 @@ def _build_node(number: int, supervisor: socket.socket) -> Namespaces:
     with namespace.created("mnt", "uts", "net") as place:
         namespace.sethostname(node)
         _furnish_run()
-        namespace.write_sysctl("net/ipv4/ip_forward", 1)
+        _forward()
     _lay_cable(place, layout.UNDERLAY_BRIDGE, node, layout.UNDERLAY_MTU)
     _furnish_end(place, address, layout.ROUTER)
     message = {"kind": "node", "node": node, "address": str(address.ip)}
@@ -122,6 +122,14 @@ def _furnish_end(place: Namespaces, address: IPv4Interface, gateway: IPv4Interfa
         links.add_address(end.index, address)
         _up(links, end)
         links.add_route(IPv4Network("0.0.0.0/0"), end.index, gateway.ip)
+
+
+def _forward() -> None:
+    try:
+        namespace.write_sysctl("net/ipv4/ip_forward", 1)
+    except OSError as error:
+        remedy = "in a container, run that with --privileged, or the lab outside"
+        raise LabError(f"cannot let the lab's nodes forward packets: /proc/sys: {error.strerror}: {remedy}") from None
 
 
 def _link(links: Links, name: str) -> Link:

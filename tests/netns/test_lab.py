@@ -297,6 +297,14 @@ def test_machine_without_user_namespaces_is_told_what_to_do(name: str) -> None:
     assert "user namespaces" in done.stderr
 
 
+def test_container_without_sysctls_is_told_what_to_do(name: str) -> None:
+    script = 'mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; exec "$@"'
+    prefix = ["unshare", "--mount", "sh", "-c", script, "sh", *as_user("nobody")]
+    done = lab("up", "--name", name, prefix=prefix)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "--privileged" in done.stderr
+
+
 def test_packet_shows_the_ping_on_both_sides(standing: str) -> None:
     shown = lab("packet", "--name", standing, "1", "2")
     assert shown.returncode == 0, shown.stderr
@@ -324,6 +332,22 @@ def test_demo_shows_everything_and_is_satisfied(user: str) -> None:
     assert done.stdout.count("[ok]") >= 10
     for expected in ("10.5.", "flannel udp", "Destination Net Unreachable", "no_route 0 -> 1", "sha256"):
         assert expected in done.stdout
+
+
+@pytest.mark.usefixtures("name")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_demo_that_is_interrupted_leaves_nothing(number: signal.Signals) -> None:
+    demo = subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with demo:
+        assert demo.stdout is not None
+        assert any("The leases" in line for line in demo.stdout), "the story has begun"
+        if number == signal.SIGKILL:
+            demo.kill()
+        else:
+            os.killpg(demo.pid, number)  # as a terminal does
+        status = demo.wait(DEADLINE)
+    assert status in (128 + number, -number)
+    wait_until(lambda: not processes_of(f"demo-{demo.pid}"), "all processes of the demo's lab are gone")
 
 
 def test_ordinary_user_has_the_same_commands(name: str) -> None:
