@@ -108,7 +108,7 @@ cdef class Builder:
     """The private table that Python changes, and the published copies of it.
 
     Builder(network, prefix_length, subnet_length): `network` packed, 4 or 16 bytes. Raises ValueError if the FIB of an
-    IPv4 network would exceed 2**22 cells, MemoryError.
+    IPv4 network would exceed 2**22 cells or the lengths make no table, MemoryError.
     """
 
     cdef Rcu *rcu
@@ -125,8 +125,12 @@ cdef class Builder:
     def __cinit__(self, bytes network not None, int prefix_length, int subnet_length):
         cdef Block plan
         cdef object one = 1     # a Python number: 128 bits and more
-        cdef object cells = one << (subnet_length - prefix_length)
+        cdef object cells
         self.address_bits = 8 * len(network)
+        # A subnet of length 0 would need a shift by all bits of an address, which C does not have.
+        if not 0 <= prefix_length <= subnet_length <= self.address_bits or subnet_length == 0:
+            raise ValueError(f"subnets of /{subnet_length} in a network of /{prefix_length}")
+        cells = one << (subnet_length - prefix_length)
         self.prefix_length = prefix_length
         self.subnet_length = subnet_length
         self.network = int.from_bytes(network, "big")
