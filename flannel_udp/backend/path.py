@@ -75,19 +75,15 @@ class DataPath:
         self.backend.check_device()
 
     def open(self, lease: Lease) -> None:
-        """Let packets pass under this lease."""
+        """Let packets pass under this lease; after a failure close() what there is."""
         self.lease = lease
-        try:
-            self._sockets = self._sockets or self.backend.open_sockets()
-            self.tun = self.backend.open_device(lease, self._links)
-            self.tell_own()
-            self.publish()
-            self._starts += 1
-            street, path = self._sockets
-            self.forwarder.start(self.tun.fd, street.fileno(), path.fileno(), partial(self._ended, self._starts))
-        except BaseException:
-            self.close()
-            raise
+        self._sockets = self._sockets or self.backend.open_sockets()
+        self.tun = self.backend.open_device(lease, self._links)
+        self.tell_own()
+        self.publish()
+        self._starts += 1
+        street, path = self._sockets
+        self.forwarder.start(self.tun.fd, street.fileno(), path.fileno(), partial(self._ended, self._starts))
         self._opened_at = time.monotonic()
 
     def close(self) -> None:
