@@ -129,16 +129,15 @@ class Supervisor:
             self.end_reason = message["error"]
 
     def _on_guest(self, guest: socket.socket) -> None:
-        if channel.peer_credentials(guest)[1] != os.geteuid():
-            channel.send(guest, {"error": "this lab belongs to another user"})
-            return
-        said = channel.receive(guest)
+        said = channel.receive(guest)  # whoever it is: a close with something unread would undo the answer
         if said is None:
             return
         message, descriptors = said
         for descriptor in descriptors:  # nobody asked for these
             os.close(descriptor)
         try:
+            if channel.peer_credentials(guest)[1] != os.geteuid():
+                raise LabError("this lab belongs to another user")
             answer, passed = self._answer(str(message.get("request")), str(message.get("node", "")), message)
         except LabError as error:
             answer, passed = {"error": str(error)}, []

@@ -375,6 +375,22 @@ def test_another_user_cannot_enter(standing: str) -> None:
     assert "there is no lab" in other.stderr
 
 
+INTRUDER = """
+import socket, sys
+door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+door.connect("\\0flannel-udp/lab/0/" + sys.argv[1])
+door.send(b'{"request": "enter"}')
+answer, descriptors, _, _ = socket.recv_fds(door, 65536, 8)
+print(answer.decode(), descriptors)
+"""
+
+
+def test_user_who_knocks_at_anothers_door_is_refused(standing: str) -> None:
+    command = [*as_user("nobody"), sys.executable, "-c", INTRUDER, standing]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.stdout == '{"error": "this lab belongs to another user"} []\n'
+
+
 IMPOSTOR = """
 import socket, sys, time
 door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
