@@ -14,12 +14,13 @@ import contextlib
 import sqlite3
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from flannel_udp.errors import Compacted, Conflict, NoConfig, RegistryUnavailable, UsageError
 from flannel_udp.registry import CALL_TIMEOUT, Change, Entry, Listing, StoredConfig
 from flannel_udp.registry.bell import Bell, ring
-from flannel_udp.registry.sqlite_file import Patience, SqliteFile, create_file, explained, is_busy
+from flannel_udp.registry.sqlite_file import FIRST_REVISION, Patience, SqliteFile, create_file, explained, is_busy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ _SAFETY_SECONDS: Final = 1.0  # a writer killed between commit and bell is notic
 
 
 class SqliteRegistry:
-    """A Registry (see the protocol) in one SQLite file, made on first use with mode 0600 where it does not exist."""
+    """A Registry (see the protocol) in one SQLite file, made with mode 0600 by the first write or watch."""
 
     def __init__(
         self,
@@ -58,6 +59,8 @@ class SqliteRegistry:
 
     def read_config(self) -> StoredConfig:
         """See the protocol."""
+        if self._is_unmade():
+            raise NoConfig(f"registry {self.path} does not exist yet: flannel-udp config set makes it")
         with self._transaction("DEFERRED") as db:
             row = db.execute("SELECT text, revision FROM config").fetchone()
         if row is None:
@@ -77,6 +80,8 @@ class SqliteRegistry:
 
     def snapshot(self) -> Listing:
         """See the protocol."""
+        if self._is_unmade():
+            return Listing((), FIRST_REVISION)
         self.expire()
         with self._transaction("DEFERRED") as db:
             rows = db.execute("SELECT key, value, revision, expiry FROM subnets ORDER BY key").fetchall()
@@ -169,6 +174,11 @@ class SqliteRegistry:
                 raise
         if after != before:
             self._ring()
+
+    def _is_unmade(self) -> bool:
+        """Whether nobody has made the file yet: an empty registry, which to look at must not make it."""
+        path = Path(self.path)
+        return self._may_create and not path.exists() and path.parent.is_dir()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -19,9 +19,10 @@ T = TypeVar("T")
 
 _APPLICATION_ID: Final = 0x666C7564  # "flud": says that the file is ours
 _SCHEMA_VERSION: Final = 1
+FIRST_REVISION: Final = 1  # of a registry that holds nothing, whether its file is made yet or not
 _SCHEMA: Final = (
     "CREATE TABLE meta (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, compacted INTEGER NOT NULL)",
-    "INSERT INTO meta VALUES (1, 1, 1)",
+    f"INSERT INTO meta VALUES (1, {FIRST_REVISION}, {FIRST_REVISION})",  # noqa: S608 our own constant
     "CREATE TABLE config (id INTEGER PRIMARY KEY CHECK (id = 1), text TEXT NOT NULL, revision INTEGER NOT NULL)",
     "CREATE TABLE subnets (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL, expiry REAL)",
     "CREATE INDEX subnets_by_revision ON subnets (revision)",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.errors import Compacted, Conflict, RegistryUnavailable, UsageError
+from flannel_udp.errors import Compacted, Conflict, NoConfig, RegistryUnavailable, UsageError
 from flannel_udp.registry import bell, open_registry, sqlite
 from flannel_udp.registry.sqlite import SqliteRegistry
 from tests.conftest import require, wait_until
@@ -422,3 +422,15 @@ def test_odd_names_are_files_too(tmp_path: Path) -> None:
     with contextlib.closing(open_registry(f"sqlite://{name}")) as registry:
         registry.write_config("x")
     assert name.exists()
+
+
+def test_to_look_at_a_registry_does_not_make_it(tmp_path: Path) -> None:
+    path = tmp_path / "mistyped.db"
+    registry = SqliteRegistry(str(path))
+    with pytest.raises(NoConfig, match=r"mistyped\.db does not exist yet"):
+        registry.read_config()
+    assert registry.snapshot().entries == ()
+    assert not path.exists()
+    registry.create("10.5.1.0-24", b"{}", 60, registry.snapshot().revision)
+    assert [entry.key for entry in registry.snapshot().entries] == ["10.5.1.0-24"]
+    registry.close()
