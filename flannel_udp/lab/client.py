@@ -226,6 +226,8 @@ def _in_child(action: Callable[[], int]) -> NoReturn:
         print(f"flannel-udp: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader has left (head, less)
+        status = 128 + signal.SIGPIPE
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

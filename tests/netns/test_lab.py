@@ -350,6 +350,19 @@ def test_demo_that_is_interrupted_leaves_nothing(number: signal.Signals) -> None
     wait_until(lambda: not processes_of(f"demo-{demo.pid}"), "all processes of the demo's lab are gone")
 
 
+@pytest.mark.usefixtures("name")
+def test_demo_whose_reader_leaves_ends_without_a_word() -> None:
+    demo = subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        demo.stdout.readline()
+        demo.stdout.close()
+        assert demo.stderr.read() == ""
+        assert demo.wait(DEADLINE) == 128 + signal.SIGPIPE
+    wait_until(lambda: not processes_of(f"demo-{demo.pid}"), "all processes of the demo's lab are gone")
+
+
 def test_ordinary_user_has_the_same_commands(name: str) -> None:
     prefix = as_user("nobody")
     own = "; ".join(
