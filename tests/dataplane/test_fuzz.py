@@ -1,0 +1,202 @@
+"""Random and mutated datagrams through both doors: never a crash, and what comes of each is what an oracle says.
+
+FLANNEL_UDP_FUZZ tells how many in all; a million under the sanitizers, which see every byte read too many, and fewer
+without. The oracle is the documents' reading of a packet in plain Python, from version to hop. The seed is printed by
+a failing assertion.
+"""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+
+import pytest
+
+from flannel_udp._dataplane import FIRST_PEER, OWN_SLOT, SOURCE_CHECKS
+from flannel_udp._probe import Node, icmp_allowed, icmp_error
+
+from . import packets
+from .packets import NAMES, ipv4, ipv6, packed
+
+SANITIZED = "FLANNEL_UDP_SANITIZED" in os.environ
+TOTAL = int(os.environ.get("FLANNEL_UDP_FUZZ", "1000000" if SANITIZED else "100000"))
+SEED = int(os.environ.get("FLANNEL_UDP_FUZZ_SEED", "1"))
+CASES = list(product((4, 6), SOURCE_CHECKS, ("in", "out")))
+HEADER = {4: 20, 6: 40}
+# Where what a decision depends on stands: version, lengths, TTL, addresses; mutations prefer it.
+PLACES = {4: (0, 2, 3, 6, 8, 9, 12, 13, 14, 15, 16, 17, 18, 19), 6: (0, 4, 5, 6, 7, 8, 9, 15, 23, 24, 25, 31, 39)}
+SLOTS = {1: OWN_SLOT, 2: FIRST_PEER, 3: FIRST_PEER + 1}
+
+
+def underlay(family: int, number: int) -> bytes:
+    return packed(f"192.0.2.{number}" if family == 4 else f"2001:db8::{number}")
+
+
+def make_node(family: int, check: str) -> Node:
+    """Node 1; peers 2 and 3; one more address of the node's own, in nobody's subnet."""
+    network = (packed("10.5.0.0"), 16, 24) if family == 4 else (packed("fd05::"), 48, 64)
+    node = Node(*network, source_check=SOURCE_CHECKS[check])
+    for number, slot in SLOTS.items():
+        node.set_subnet(packed(f"10.5.{number}.0" if family == 4 else f"fd05:0:0:{number}::"), slot)
+        if slot >= FIRST_PEER:
+            node.set_peer(slot, underlay(family, number))
+    node.set_own([packed("10.5.77.1" if family == 4 else "fd05:0:0:77::1")])
+    return node
+
+
+@cache
+def where(address: bytes) -> str | int:
+    """The number of a subnet's node, "none" or "outside", by the address alone."""
+    prefix, third = (address[:2], address[2]) if len(address) == 4 else (address[:6], address[6] << 8 | address[7])
+    if prefix != (b"\x0A\x05" if len(address) == 4 else b"\xFD\x05\0\0\0\0"):
+        return "outside"
+    return third if third in SLOTS else "none"
+
+
+def parsed(family: int, data: bytes) -> str | int:
+    """What is wrong with a packet, or its true length."""
+    if not data:
+        return "truncated"
+    version = data[0] >> 4
+    if version not in (4, 6):
+        return "not_ip"
+    if version != family:
+        return "other_family"
+    if len(data) < HEADER[family]:
+        return "truncated"
+    if family == 6:
+        length = 40 + (data[4] << 8 | data[5])
+    else:
+        length = data[2] << 8 | data[3]
+        if data[0] & 15 < 5 or length < (data[0] & 15) * 4:
+            return "bad_header"
+    return length if length <= len(data) else "truncated"
+
+
+def addresses(family: int, data: bytes) -> tuple[bytes, bytes]:
+    return (data[12:16], data[16:20]) if family == 4 else (data[8:24], data[24:40])
+
+
+def alive(family: int, data: bytes) -> str:
+    return "forward" if data[8 if family == 4 else 7] > 1 else "ttl_expired"
+
+
+def oracle_out(family: int, data: bytes) -> str:
+    length = parsed(family, data)
+    if isinstance(length, str):
+        return length
+    to = where(addresses(family, data)[1])
+    names = {"outside": "out_of_network", "none": "no_route", 1: "own_subnet"}
+    return names.get(to) or alive(family, data)
+
+
+def oracle_in(family: int, check: str, sender: int, data: bytes) -> str:
+    if check != "off" and sender not in (2, 3):
+        return "unknown_sender"
+    length = parsed(family, data)
+    if isinstance(length, str):
+        return length
+    source, destination = addresses(family, data)
+    leased_by = where(source)
+    if leased_by == 1 or source in (b"\x0A\x05\x4D\x01", packed("fd05:0:0:77::1")):
+        return "own_source"
+    if check == "strict" and leased_by != sender:
+        return "source_mismatch"
+    if where(destination) != 1:
+        return "not_ours"
+    return alive(family, data)
+
+
+def templates(family: int, direction: str) -> list[bytes]:
+    """Packets near every decision."""
+    near, far = (2, 1) if direction == "in" else (1, 2)
+    made = [packets.packet(family, near, far, bytes(size), ttl) for size in (0, 8, 60) for ttl in (0, 1, 2, 64)]
+    made += [packets.packet(family, *ends) for ends in ((3, 1), (1, 1), (2, 3), (4, 1), (1, 9), (2, 9))]
+    if family == 4:
+        made += [ipv4("10.5.2.9", "10.5.1.9", options=b"\x01" * 40), ipv4("10.5.77.1", "10.5.1.9"),
+                 ipv4("10.5.1.9", "192.0.2.1"), ipv4("10.5.2.9", "10.5.1.9", fragment=0x2001)]
+    else:
+        made += [ipv6("fd05:0:0:77::1", "fd05:0:0:1::9"), ipv6("fd05:0:0:1::9", "2001:db8::1"),
+                 ipv6("fd05:0:0:2::9", "fd05:0:0:1::9", b"\x2C\x01" + bytes(62), next_header=0)]
+    made += [packets.packet(10 - family, near, far)]
+    return made
+
+
+def mutated(family: int, made: list[bytes], dice: random.Random) -> Iterator[bytes]:
+    """Endless packets: a few as they are, most with bytes changed, cut or padded, some of nothing but chance."""
+    places, pick = PLACES[family], dice.random
+    while True:
+        kind = pick()
+        if kind < 0.05:
+            yield dice.randbytes(int(pick() * 80))
+            continue
+        data = bytearray(made[int(pick() * len(made))])
+        for _ in range(int(pick() * 4)):
+            at = places[int(pick() * len(places))] % len(data) if pick() < 0.7 else int(pick() * len(data))
+            data[at] = int(pick() * 256) if pick() < 0.5 else data[at] ^ 1 << int(pick() * 8)
+        if kind < 0.25:
+            del data[int(pick() * (len(data) + 1)):]
+        elif kind < 0.35:
+            data += bytes(int(pick() * 40))
+        yield bytes(data)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize(("family", "check", "direction"), CASES)
+def test_every_decision_is_the_oracles(family: int, check: str, direction: str) -> None:
+    dice = random.Random(f"{SEED} {family} {check} {direction}")
+    node, made = make_node(family, check), templates(family, direction)
+    senders = {number: underlay(family, number) for number in (2, 3, 9)}
+    seen: Counter[str] = Counter()
+    stream = mutated(family, made, dice)
+    for _ in range(TOTAL // len(CASES)):
+        data = next(stream)
+        sender = 2 if dice.random() < 0.7 else dice.choice((2, 3, 9))
+        if direction == "in":
+            outcome, _, after = node.into(senders[sender], data)
+            expected = oracle_in(family, check, sender, data)
+        else:
+            outcome, _, after = node.out(data)
+            expected = oracle_out(family, data)
+        name = NAMES[outcome]
+        assert name == expected, (SEED, sender, data.hex())
+        seen[name] += 1
+        if name == "forward":
+            length = parsed(family, data)
+            assert isinstance(length, int)
+            assert len(after) == length
+            assert after[12:] == data[12:length]
+            if seen[name] % 8 == 1 and packets.naive_sum(data[:(data[0] & 15) * 4]) == 0xFFFF:
+                assert after == packets.hop(data[:length]), (SEED, data.hex())
+        else:
+            assert data.startswith(after)
+    assert TOTAL < 10_000 or len(seen) >= 7, seen
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("family", [4, 6])
+def test_errors_about_anything_are_errors(family: int) -> None:
+    """Whatever passed the door may be asked about and quoted; an error fits its bounds and is never answered."""
+    dice = random.Random(f"{SEED} {family}")
+    own = packed("10.5.1.0" if family == 4 else "fd05:0:0:1::")
+    limit, kind = (576, 11) if family == 4 else (1280, 3)
+    made = [*templates(family, "out"), packets.packet(family, 1, 2, bytes(2000))]
+    if family == 6:
+        made += [ipv6(payload=bytes([following, size, *bytes(70)]), next_header=first)
+                 for first in (0, 43, 44, 51, 60) for following in (0, 44, 51, 58, 60) for size in (0, 1, 7, 255)]
+    else:
+        made += [ipv4(payload=bytes([kind, *bytes(20)]), protocol=1) for kind in (0, 3, 8, 11)]
+    stream, answered = mutated(family, made, dice), 0
+    for _ in range(TOTAL // 20):
+        data = next(stream)
+        length = parsed(family, data)
+        if isinstance(length, str) or not icmp_allowed(data[:length]):
+            continue
+        answered += 1
+        error = icmp_error(data[:length], own, kind, 0, 0)
+        assert len(error) == min(limit, HEADER[family] + 8 + length)
+        assert error.endswith(data[:limit - HEADER[family] - 8][:length])
+        assert not icmp_allowed(error)
+    assert TOTAL < 10_000 or answered > 100
