@@ -1,11 +1,13 @@
 """The daemon's decisions, with everything around it on paper (fakes.py); tests/netns/ has the real world."""
 
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, ip_interface
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,12 +108,20 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     return Node(tmp_path, monkeypatch)
 
 
-def told(capfd: pytest.CaptureFixture[str], words: str) -> int:
-    return sum(words in line for line in capfd.readouterr().err.splitlines())
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """The log. Not capfd, which loses what another thread writes while it is read."""
+    log = io.StringIO()
+    monkeypatch.setattr("flannel_udp.logs.sys", SimpleNamespace(stderr=log))
+    return log
+
+
+def told(said: io.StringIO, words: str) -> int:
+    return sum(words in line for line in said.getvalue().splitlines())
 
 
 def test_start_tells_everybody_and_stop_leaves_what_the_next_start_needs(
-        node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+        node: Node, said: io.StringIO) -> None:
     node.manager.peers = (lease("10.5.2.0/24", "192.0.2.2"),)
     with node.running():
         assert node.plane.running
@@ -120,17 +130,15 @@ def test_start_tells_everybody_and_stop_leaves_what_the_next_start_needs(
         assert read_subnet_env(node.options.subnet_file) == read_subnet_env(node.options.state_dir / "subnet.env")
     assert node.env() == "10.5.1.0/24"
     assert node.manager.deeds == ["config", "acquire", "close"]
-    said = capfd.readouterr().err
-    ready, = (line for line in said.splitlines() if "event=ready" in line)
+    ready, = (line for line in said.getvalue().splitlines() if "event=ready" in line)
     assert "subnet=10.5.1.0/24 device=flannel0 mtu=1472 peers=1" in ready
 
 
 def test_configuration_is_waited_for_and_each_cause_is_told_once(
-        node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+        node: Node, said: io.StringIO) -> None:
     node.manager.configs = [*[NoConfig("none yet")] * 3, *[RegistryUnavailable("away")] * 2, ConfigError("bad"), CONFIG]
     with node.running():
-        said = capfd.readouterr().err
-        assert [said.count(f"reason={word}") for word in ('"none yet"', "away", "bad")] == [1, 1, 1]
+        assert [said.getvalue().count(f"reason={word}") for word in ('"none yet"', "away", "bad")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("step", ["config", "acquire"])
@@ -158,11 +166,11 @@ FAILURES: list[tuple[str, Callable[[Node], Any], str]] = [
 
 @pytest.mark.parametrize(("spoil", "words"), [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES])
 def test_failure_of_any_step_is_one_line_and_leaves_nothing(
-        node: Node, spoil: Callable[[Node], Any], words: str, capfd: pytest.CaptureFixture[str]) -> None:
+        node: Node, spoil: Callable[[Node], Any], words: str, said: io.StringIO) -> None:
     spoil(node)
     assert node.run() == 1
     assert node.nothing_is_left()
-    line, = (line for line in capfd.readouterr().err.splitlines() if "level=error" in line)
+    line, = (line for line in said.getvalue().splitlines() if "level=error" in line)
     assert 'event="cannot start"' in line
     assert words in line
 
@@ -173,10 +181,10 @@ def test_devices_are_tried_before_a_lease_is_taken(node: Node) -> None:
     assert "acquire" not in node.manager.deeds
 
 
-def test_second_instance_is_refused(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+def test_second_instance_is_refused(node: Node, said: io.StringIO) -> None:
     with sole_instance(node.options):
         assert node.run() == 1
-    assert told(capfd, "in use by another flannel-udp") == 1
+    assert told(said, "in use by another flannel-udp") == 1
 
 
 def test_fault_of_the_programs_own_is_not_swallowed(node: Node) -> None:
@@ -223,13 +231,13 @@ def test_a_batch_is_published_once(node: Node) -> None:
         assert node.plane.publishes == before + 2
 
 
-def test_lost_lease_is_taken_again(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lost_lease_is_taken_again(node: Node, said: io.StringIO) -> None:
     with node.running():
         node.manager.peers = ()
         node.manager.leases = [RegistryUnavailable("away"), RegistryUnavailable("away"), lease("10.5.1.0/24")]
         node.manager.post(OwnLeaseLost("deleted"))
         wait_until(lambda: node.manager.deeds.count("acquire") == 4, "it is taken again")
-        wait_until(lambda: told(capfd, "lease is held as before"), "that is said")
+        wait_until(lambda: told(said, "lease is held as before"), "that is said")
         assert node.plane.starts == 1
         assert node.env() == "10.5.1.0/24"
 
@@ -258,14 +266,14 @@ def test_without_a_lease_packets_pass_and_status_says_why(node: Node) -> None:
         assert node.plane.running
 
 
-def test_changed_configuration_is_not_obeyed_but_said(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+def test_changed_configuration_is_not_obeyed_but_said(node: Node, said: io.StringIO) -> None:
     other = parse_network_config('{"Network": "10.6.0.0/16"}')
     with node.running():
         assert node.asked() is not None
         for _ in range(3):
             node.manager.post(ConfigChanged(other, ""))
         wait_until(lambda: (node.asked() or {})["config_problem"], "status says it")
-        assert told(capfd, "level=warning") == 1
+        assert told(said, "level=warning") == 1
         node.manager.post(ConfigChanged(None, "Network is missing"))
         wait_until(lambda: "is missing; this node keeps the old" in (node.asked() or {})["config_problem"], "both said")
         node.manager.post(ConfigChanged(CONFIG, ""))
@@ -287,7 +295,7 @@ def test_deleted_device_is_made_again_with_patience(node: Node) -> None:
         assert node.plane.published == {"10.5.2.0/24": "192.0.2.2:8285"}
 
 
-def test_ended_loop_is_started_again_once(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ended_loop_is_started_again_once(node: Node, said: io.StringIO) -> None:
     with node.running():
         late = node.plane.on_exit
         for _ in range(3):  # both loops end, and one of them is told of twice
@@ -296,7 +304,7 @@ def test_ended_loop_is_started_again_once(node: Node, capfd: pytest.CaptureFixtu
         late("udp_to_tun", OSError(9, "Bad file descriptor"))
         node.manager.post(PeersChanged((lease("10.5.2.0/24", "192.0.2.2"),), ()))
         wait_until(lambda: node.plane.published, "later events are worked on")
-    assert told(capfd, "data path broken") == 1
+    assert told(said, "data path broken") == 1
 
 
 def test_refusal_while_moving_is_mended(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,14 +320,14 @@ def test_refusal_while_moving_is_mended(node: Node, monkeypatch: pytest.MonkeyPa
         wait_until(lambda: node.env() == "10.5.7.0/24", "subnet.env follows")
 
 
-def test_addresses_of_this_host_are_followed(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+def test_addresses_of_this_host_are_followed(node: Node, said: io.StringIO) -> None:
     with node.running():
         node.links.here.append(LinkAddress(2, ip_interface("198.51.100.1/24")))
         node.links.post(LinkEvent("address", 2))
         wait_until(lambda: "198.51.100.1" in node.plane.own[2], "the new one is told")
         underlay = node.links.here.pop(0)
         node.links.post(LinkEvent("address gone", 2))
-        wait_until(lambda: told(capfd, "192.0.2.1 is no longer on this host"), "the loss of the external one is said")
+        wait_until(lambda: told(said, "192.0.2.1 is no longer on this host"), "the loss of the external one is said")
         assert "192.0.2.1" not in node.plane.own[2]
         node.links.here.append(underlay)
         node.links.post(LinkEvent("lost"))
@@ -327,22 +335,20 @@ def test_addresses_of_this_host_are_followed(node: Node, capfd: pytest.CaptureFi
         wait_until(lambda: (node.asked() or {})["warnings"] == [], "the warning is gone")
 
 
-def test_unwritable_subnet_file_is_said_and_tried_again(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_subnet_file_is_said_and_tried_again(node: Node, said: io.StringIO) -> None:
     node.options.subnet_file.mkdir(parents=True)
     with node.running():
         assert "subnet.env cannot be written" in str((node.asked() or {})["warnings"])
         node.options.subnet_file.rmdir()
         wait_until(node.options.subnet_file.is_file, "it is written when it can be")
-    assert told(capfd, "level=warning") == 1
+    assert told(said, "level=warning") == 1
 
 
-def test_notices_and_troubles_are_logged(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+def test_notices_and_troubles_are_logged(node: Node, said: io.StringIO) -> None:
     with node.running():
         node.plane.heard = [Notice("unknown_sender", 3, "from an address that no peer has", "192.0.2.77")]
         node.manager.post(Trouble("skipped-key", "subnets/junk: not a subnet"))
-        said = ""
-        while not ("192.0.2.77" in said and "subnets/junk: not a subnet" in said):
-            said += wait_until(lambda: capfd.readouterr().err, "both are told")
+        wait_until(lambda: told(said, "192.0.2.77") and told(said, "subnets/junk: not a subnet"), "both are told")
 
 
 def test_status_over_the_control_socket(node: Node) -> None:
@@ -369,10 +375,10 @@ def test_stop_takes_less_than_a_second(node: Node) -> None:
     assert time.monotonic() - before < 1
 
 
-def test_living_control_socket_is_given_way_to(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+def test_living_control_socket_is_given_way_to(node: Node, said: io.StringIO) -> None:
     server = control.serve(control.socket_path(node.options.run_dir), lambda _: {})
     try:
         assert node.run() == 1
     finally:
         server.close()
-    assert told(capfd, "another daemon listens at") == 1
+    assert told(said, "another daemon listens at") == 1

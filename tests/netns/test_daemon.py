@@ -145,7 +145,7 @@ def test_deleted_device_comes_back(cluster: list[Daemon]) -> None:
     before = descriptors()
     for _ in range(3):
         delete_device(one)
-    assert descriptors() == before
+    wait_until(lambda: descriptors() <= before, "no descriptor is left over; a connection may still be closing")
     wait_until(lambda: reached(one, two) and reached(two, one), "pods reach each other again")
 
 
