@@ -15,6 +15,7 @@ cdef enum Outcome:
     NOT_IP
     OTHER_FAMILY
     BAD_HEADER
+    BAD_OFFLOAD
     TRUNCATED
     # where it wants to go
     NO_ROUTE
@@ -42,6 +43,9 @@ cdef enum Outcome:
 cdef enum Event:
     WAKE_UPS
     BATCHES
+    MESSAGES
+    FRAMES
+    SUPER_PACKETS
     ICMP_SENT
     ICMP_NOT_ALLOWED
     ICMP_LIMITED
@@ -68,12 +72,13 @@ cdef inline void count_event(Counters *counters, Event event) noexcept nogil:
     counters.event[<int>event] += 1
 
 
-cdef inline void count_peer(PeerCount *count, uint32_t generation, uint32_t length, int64_t now) noexcept nogil:
-    """Count one inner packet of `length` bytes for the peer whose slot this is."""
+cdef inline void count_peer(PeerCount *count, uint32_t generation, uint32_t packets, uint32_t length,
+                            int64_t now) noexcept nogil:
+    """Count inner packets of `length` bytes together for the peer whose slot this is."""
     if count.generation != generation:
         count.packets = 0
         count.bytes = 0
         count.generation = generation
-    count.packets += 1
+    count.packets += packets
     count.bytes += length
     count.last = now

@@ -290,7 +290,7 @@ cdef class Node:
     def out(self, bytes packet not None):
         """Decide on a packet from the TUN: (outcome, slot, packet as it then is)."""
         cdef uint8_t *arena = _copy(packet)
-        cdef Packet described = Packet(0, len(packet), 0, 0)
+        cdef Packet described = Packet(0, len(packet), 0, 0, 0, 1)
         cdef int outcome = forward_out(self.block, &self.rules, arena, &described)
         result = outcome, described.slot, arena[described.at:described.at + described.length]
         free(arena)
@@ -300,7 +300,7 @@ cdef class Node:
         """Decide on a datagram from the underlay: (outcome, slot, packet as it then is)."""
         cdef Underlay address
         cdef uint8_t *arena = _copy(datagram)
-        cdef Packet described = Packet(0, len(datagram), 0, 0)
+        cdef Packet described = Packet(0, len(datagram), 0, 0, 0, 1)
         _underlay(&address, sender)
         cdef int outcome = forward_in(self.block, &self.rules, &address, arena, &described)
         result = outcome, described.slot, arena[described.at:described.at + described.length]

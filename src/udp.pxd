@@ -1,9 +1,10 @@
 # The street door: datagrams from and to other nodes through a UDP socket. One of the two files that make system calls.
 #
-# The socket is non-blocking, bound to the node's underlay address, with IP_MTU_DISCOVER = DO: every datagram leaves
-# with DF set, and one larger than the path MTU comes back as EMSGSIZE instead of being cut up. The kernel keeps what
-# it learned of each path (RFC 1191), so nothing is remembered here: path_mtu() asks it. Python opens and closes the
-# sockets (flannel_udp/underlay.py).
+# The socket is non-blocking, bound to the node's underlay address, with IP_MTU_DISCOVER = DO: every datagram leaves with
+# DF set, and one larger than the path MTU comes back as EMSGSIZE instead of being cut up. The kernel keeps what it
+# learned of each path (RFC 1191), so nothing is remembered here: path_mtu() asks it. Python opens and closes the sockets
+# (flannel_udp/underlay.py). With UDP_SEGMENT a message is cut into datagrams by the kernel or the card; with UDP_GRO a
+# message received is several datagrams of one sender and size, and says which size.
 #
 #   errno of a send                                            outcome
 #   EMSGSIZE                                                   TOO_BIG, which the loop answers or fragments
@@ -11,21 +12,48 @@
 #   ENETUNREACH EHOSTUNREACH ENETDOWN EHOSTDOWN ECONNREFUSED   UNDERLAY_UNREACHABLE
 #   EPERM, EACCES                                              SEND_FORBIDDEN: a firewall's verdict
 #   any other                                                  SEND_ERROR
+#   EIO, EINVAL, EMSGSIZE for a message of several             its datagrams go one by one; see tun_to_udp.pxd
 
-from libc.errno cimport (EACCES, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EMSGSIZE, ENETDOWN, ENETUNREACH, ENOBUFS,
-                         EAGAIN, EPERM, errno)
-from libc.stdint cimport uint8_t, uint32_t
+from libc.errno cimport (EACCES, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EINTR, EMSGSIZE, ENETDOWN, ENETUNREACH,
+                         ENOBUFS, EPERM, errno)
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
 
 from batch cimport FRAME_MAX
+from coalesce cimport iovec
 from counters cimport (SEND_BUFFER_FULL, SEND_ERROR, SEND_FORBIDDEN, SENT, TOO_BIG, UNDERLAY_UNREACHABLE, Outcome)
 from peer cimport AF_INET, Underlay, sockaddr_in, sockaddr_in6
+from run cimport Run
 
 cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
     struct sockaddr:
         pass
-    ssize_t sendto(int fd, const void *data, size_t length, int flags, const sockaddr *to, socklen_t to_length)
-    ssize_t recvfrom(int fd, void *data, size_t length, int flags, sockaddr *sender, socklen_t *sender_length)
+    struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    int MSG_TRUNC
+    int MSG_CTRUNC
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *control)
+    uint8_t *CMSG_DATA(cmsghdr *control)
+    size_t CMSG_LEN(size_t length)
+    size_t CMSG_SPACE(size_t length)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
     int connect(int fd, const sockaddr *to, socklen_t to_length)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *length)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t length)
@@ -40,39 +68,110 @@ cdef extern from "<netinet/in.h>" nogil:
     int IPV6_MTU
     int IPV6_MTU_DISCOVER
 
+cdef enum:
+    # Specification: linux/udp.h; written here, since C libraries of old lack them.
+    SOL_UDP = 17
+    UDP_SEGMENT = 103
+    UDP_GRO = 104
+    # Our choice: room for the one control message that is asked for, and for one that is not.
+    CONTROL = 128
+
+cdef struct Received:
+    # A message: `length` bytes that are datagrams of `size` bytes each, the last perhaps shorter.
+    uint32_t length
+    uint32_t size
+    bint whole                  # nothing was cut off, neither bytes nor size
+
 
 cdef inline socklen_t underlay_length(int family) noexcept nogil:
     """Return the size of a socket address of `family`."""
     return sizeof(sockaddr_in) if family == AF_INET else sizeof(sockaddr_in6)
 
 
-cdef inline ssize_t udp_receive(int fd, uint8_t *datagram, Underlay *sender) noexcept nogil:
-    """Receive one datagram into FRAME_MAX bytes; return its length, or -errno (-EAGAIN: no more at the moment)."""
-    cdef socklen_t length = sizeof(Underlay)
-    cdef ssize_t received = recvfrom(fd, datagram, FRAME_MAX, 0, <sockaddr *>sender, &length)
-    while received < 0 and errno == EINTR:
-        received = recvfrom(fd, datagram, FRAME_MAX, 0, <sockaddr *>sender, &length)
-    return -errno if received < 0 else received
+cdef inline int udp_receive(int fd, uint8_t *place, Underlay *sender, Received *received) noexcept nogil:
+    """Receive one message into FRAME_MAX bytes; return 0 or errno (EAGAIN: no more at the moment)."""
+    cdef uint8_t control[CONTROL]
+    cdef msghdr message
+    cdef iovec piece
+    cdef ssize_t length
+    cdef int size = 0
+    cdef cmsghdr *said
+    piece.iov_base, piece.iov_len = place, FRAME_MAX
+    memset(&message, 0, sizeof(message))
+    memset(received, 0, sizeof(Received))
+    message.msg_iov, message.msg_iovlen = &piece, 1
+    while True:
+        message.msg_name, message.msg_namelen = sender, sizeof(Underlay)
+        message.msg_control, message.msg_controllen = control, CONTROL
+        length = recvmsg(fd, &message, 0)
+        if length >= 0:
+            break
+        if errno != EINTR:
+            return errno
+    said = CMSG_FIRSTHDR(&message)
+    while said != NULL:
+        if said.cmsg_level == SOL_UDP and said.cmsg_type == UDP_GRO:
+            memcpy(&size, CMSG_DATA(said), sizeof(size))
+        said = CMSG_NXTHDR(&message, said)
+    received.length = <uint32_t>length
+    received.size = <uint32_t>size if size > 0 else <uint32_t>length
+    received.whole = not message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)
+    return 0
 
 
-cdef inline int udp_send(int fd, const uint8_t *payload, uint32_t length, const Underlay *to,
-                         int family) noexcept nogil:
-    """Send one datagram; return 0 or errno."""
-    cdef ssize_t sent = sendto(fd, payload, length, 0, <const sockaddr *>to, underlay_length(family))
-    while sent < 0 and errno == EINTR:
-        sent = sendto(fd, payload, length, 0, <const sockaddr *>to, underlay_length(family))
-    return errno if sent < 0 else 0
+cdef inline void udp_address(msghdr *message, const Underlay *to, int family, iovec *pieces, size_t count) noexcept nogil:
+    """Fill a message header: one datagram, or the parts of several, to one node."""
+    memset(message, 0, sizeof(msghdr))
+    message.msg_name, message.msg_namelen = <void *>to, underlay_length(family)
+    message.msg_iov, message.msg_iovlen = pieces, count
 
 
-cdef inline int udp_send_fragmented(int fd, const uint8_t *payload, uint32_t length, const Underlay *to,
-                                    int family) noexcept nogil:
-    """Send one datagram that may be fragmented on the underlay; return 0 or errno. For rare packets: three calls."""
+cdef inline int udp_send_run(int fd, Run *run, const Underlay *to, int family) noexcept nogil:
+    """Send a run as one message that the kernel cuts into datagrams; return 0 or errno."""
+    cdef uint8_t control[CONTROL]
+    cdef cmsghdr *said = <cmsghdr *>control
+    cdef uint16_t size = <uint16_t>run.size
+    cdef msghdr message
+    cdef ssize_t sent = -1
+    udp_address(&message, to, family, run.pieces, run.used)
+    memset(control, 0, sizeof(control))
+    said.cmsg_level, said.cmsg_type, said.cmsg_len = SOL_UDP, UDP_SEGMENT, CMSG_LEN(sizeof(size))
+    memcpy(CMSG_DATA(said), &size, sizeof(size))
+    message.msg_control, message.msg_controllen = control, CMSG_SPACE(sizeof(size))
+    while sent < 0:
+        sent = sendmsg(fd, &message, 0)
+        if sent < 0 and errno != EINTR:
+            return errno
+    return 0
+
+
+cdef inline int udp_send_from(int fd, Run *run, uint32_t first, const Underlay *to, int family,
+                              mmsghdr *messages) noexcept nogil:
+    """Send a run's datagrams from `first` on, each alone; return how many the kernel took, or -errno if not one.
+
+    `messages`: RUN_PACKETS of them, to work with.
+    """
+    cdef uint32_t i
+    cdef int sent = -1
+    for i in range(first, run.count):
+        udp_address(&messages[i].msg_hdr, to, family, &run.pieces[run.starts[i]], run.starts[i + 1] - run.starts[i])
+    while sent < 0:
+        sent = sendmmsg(fd, messages + first, run.count - first, 0)
+        if sent < 0 and errno != EINTR:
+            return -errno
+    return sent
+
+
+cdef inline int udp_send_fragmented(int fd, Run *run, uint32_t index, const Underlay *to, int family) noexcept nogil:
+    """Send one datagram of a run that may be fragmented on the underlay; return 0 or errno. For rare packets: 3 calls."""
     cdef int level = IPPROTO_IP if family == AF_INET else IPPROTO_IPV6
     cdef int name = IP_MTU_DISCOVER if family == AF_INET else IPV6_MTU_DISCOVER
     cdef int value = IP_PMTUDISC_DONT
+    cdef msghdr message
     cdef int error
+    udp_address(&message, to, family, &run.pieces[run.starts[index]], run.starts[index + 1] - run.starts[index])
     setsockopt(fd, level, name, &value, sizeof(value))
-    error = udp_send(fd, payload, length, to, family)
+    error = errno if sendmsg(fd, &message, 0) < 0 else 0
     value = IP_PMTUDISC_DO
     setsockopt(fd, level, name, &value, sizeof(value))
     return error

@@ -10,6 +10,7 @@ from posix.time cimport clock_gettime, timespec
 
 from batch cimport Batch
 from block cimport Block
+from coalesce cimport Merge
 from counters cimport (ICMP_LIMITED, ICMP_NOT_ALLOWED, ICMP_SENT, NO_ROUTE, OUT_OF_NETWORK, OWN_SUBNET, TOO_BIG,
                        TTL_EXPIRED, UNDERLAY_UNREACHABLE, WAKE_UPS, Counters, Outcome, PeerCount,
                        count_event)
@@ -18,14 +19,20 @@ from icmp cimport (ERROR_MAX, Limiter, icmp_allowed_ipv4, icmp_allowed_ipv6, icm
                    limiter_take)
 from peer cimport AF_INET, Underlay
 from rcu cimport Rcu, Reader
+from run cimport RUN_PACKETS, Run
 from tun cimport tun_write
+from udp cimport mmsghdr
 from wire.icmp cimport (ICMP_FRAGMENTATION_NEEDED, ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE, ICMP_UNREACHABLE_NET,
                         ICMPV6_PACKET_TOO_BIG, ICMPV6_TIME_EXCEEDED, ICMPV6_UNREACHABLE, ICMPV6_UNREACHABLE_NO_ROUTE)
 from wire.ipv4 cimport Ipv4Header
 from wire.ipv6 cimport Ipv6Header
 
 cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC
     int CLOCK_MONOTONIC_COARSE
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -45,14 +52,27 @@ cdef struct Way:
     Rcu *rcu
     Reader *reader
     Batch batch
-    Underlay *senders           # BATCH_PACKETS, by the packet's place in the batch; udp_to_tun only
+    Underlay *senders           # BATCH_PACKETS, by the packet's message; udp_to_tun only
+    Run run                     # in the making; tun_to_udp only
+    mmsghdr messages[RUN_PACKETS]
+    Merge merge                 # in the making; udp_to_tun only
+    uint32_t merge_slot         # of the peer whose packets it holds
+    bint vnet                   # a vnet_hdr stands before each frame of the TUN
+    bint uso                    # the TUN takes UDP super-packets
+    uint32_t run_most           # datagrams in a message; 1: UDP_SEGMENT is not used
+    int segment_refused         # errno that ended the use of UDP_SEGMENT, or lessened it; 0: none
+    int uso_refused             # errno ... of UDP super-packets
+    bint waited                 # for the socket's buffer, in this batch
+    int64_t now                 # when this batch began
     Counters counters
     PeerCount *peers            # by slot
     Limiter limiter
     Underlay stranger           # the last unknown sender, for the log
+    int64_t busy_poll           # nanoseconds to look again before sleeping
     bint running                # a thread is in the loop
     int last_error              # errno of the last send that failed, for the log
-    uint8_t error[ERROR_MAX]    # where ICMP errors are made
+    uint8_t offender[ERROR_MAX]     # where a packet in pieces is put together, to be quoted
+    uint8_t error[ERROR_MAX]        # where ICMP errors are made
 
 
 cdef inline int64_t monotonic() noexcept nogil:
@@ -62,20 +82,45 @@ cdef inline int64_t monotonic() noexcept nogil:
     return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
-cdef inline int wait_for(Way *way, int fd, short events, const timespec *timeout) noexcept nogil:
-    """Sleep until `fd` has `events` or the time-out (NULL: never) ends: 1; until stop: 0; or -errno."""
-    cdef pollfd fds[2]
-    cdef int ready
-    fds[0].fd = way.stop
-    fds[0].events = POLLIN
-    fds[1].fd = fd
-    fds[1].events = events
-    ready = ppoll(fds, 2, timeout, NULL)
-    if timeout == NULL:
-        count_event(&way.counters, WAKE_UPS)
+cdef inline int64_t monotonic_exact() noexcept nogil:
+    """Return CLOCK_MONOTONIC in nanoseconds."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef inline int spin(Way *way, pollfd *fds, int count) noexcept nogil:
+    """Look again and again, letting others run between, for way.busy_poll nanoseconds; return as poll does."""
+    cdef timespec at_once
+    cdef int64_t end = monotonic_exact() + way.busy_poll
+    cdef int ready = 0
+    at_once.tv_sec, at_once.tv_nsec = 0, 0
+    while ready == 0 and monotonic_exact() < end:
+        sched_yield()
+        ready = ppoll(fds, count, &at_once, NULL)
+    return ready
+
+
+cdef inline int wait_for_any(Way *way, pollfd *fds, int count, const timespec *timeout) noexcept nogil:
+    """Sleep until one of `fds` is ready or the time-out (NULL: never) ends: 1; until stop, fds[0]: 0; or -errno."""
+    cdef int ready = 0
+    fds[0].fd, fds[0].events = way.stop, POLLIN
+    if timeout == NULL and way.busy_poll:
+        ready = spin(way, fds, count)
+    if ready == 0:
+        ready = ppoll(fds, count, timeout, NULL)
+        if timeout == NULL:
+            count_event(&way.counters, WAKE_UPS)
     if ready < 0:
         return 1 if errno == EINTR else -errno
     return 0 if ready > 0 and fds[0].revents else 1
+
+
+cdef inline int wait_for(Way *way, int fd, short events, const timespec *timeout) noexcept nogil:
+    """Sleep as wait_for_any() until `fd` has `events`."""
+    cdef pollfd fds[2]
+    fds[1].fd, fds[1].events = fd, events
+    return wait_for_any(way, fds, 2, timeout)
 
 
 cdef inline bint allowed(Way *way, const uint8_t *packet, uint32_t length) noexcept nogil:
@@ -105,7 +150,7 @@ cdef inline void answer_ipv4(Way *way, const Block *block, const uint8_t *packet
     elif outcome == TOO_BIG:
         code = ICMP_FRAGMENTATION_NEEDED
     length = icmp_error_ipv4(way.error, packet, length, block.own.tunnel, kind, code, mtu)
-    tun_write(way.tun, way.error, length)
+    tun_write(way.tun, way.error, length, way.vnet)
 
 
 cdef inline void answer_ipv6(Way *way, const Block *block, const uint8_t *packet, uint32_t length, Outcome outcome,
@@ -117,7 +162,7 @@ cdef inline void answer_ipv6(Way *way, const Block *block, const uint8_t *packet
     elif outcome == TOO_BIG:
         kind = ICMPV6_PACKET_TOO_BIG
     length = icmp_error_ipv6(way.error, packet, length, block.own.tunnel, kind, ICMPV6_UNREACHABLE_NO_ROUTE, mtu)
-    tun_write(way.tun, way.error, length)
+    tun_write(way.tun, way.error, length, way.vnet)
 
 
 cdef inline void answer(Way *way, const Block *block, const uint8_t *packet, uint32_t length, Outcome outcome,

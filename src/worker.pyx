@@ -7,13 +7,14 @@
 # ones; the Worker owns its two Ways, and keeps the Builder alive.
 
 cimport cython
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from batch cimport ARENA, BATCH_PACKETS
 from block cimport Block, block_copy, block_new
-from counters cimport (BAD_HEADER, BATCHES, DELIVERED, EVENTS as EVENT_COUNT, ICMP_LIMITED, ICMP_NOT_ALLOWED,
+from both_ways cimport both_ways
+from counters cimport (BAD_HEADER, BAD_OFFLOAD, BATCHES, FRAMES, MESSAGES, SUPER_PACKETS, DELIVERED, EVENTS as EVENT_COUNT, ICMP_LIMITED, ICMP_NOT_ALLOWED,
                        ICMP_SENT, NO_ROUTE, NOT_IP, NOT_OURS, OTHER_FAMILY, OUT_OF_NETWORK, OUTCOMES as OUTCOME_COUNT,
                        OUTER_FRAGMENTED, OWN_SOURCE, OWN_SUBNET, PeerCount, RECEIVE_ERRORS, SEND_BUFFER_FULL,
                        SEND_ERROR, SEND_FORBIDDEN, SEND_WAITS, SENT, SOURCE_MISMATCH, TOO_BIG, TRUNCATED, TTL_EXPIRED,
@@ -23,6 +24,7 @@ from fib cimport (FIB_MAX_CELLS, FIRST_PEER as FIRST_PEER_SLOT, SLOT_NONE, SLOT_
                   fib_hash_set)
 from forward cimport next_hop
 from peer cimport AF_INET, AF_INET6, COAT_MAX, Peer, Underlay, peer_enter, peer_leave
+from run cimport RUN_PACKETS
 from rcu cimport RCU_READERS, Rcu, Retired, rcu_passed, rcu_publish, rcu_reclaim
 from tun_to_udp cimport tun_to_udp
 from udp_to_tun cimport udp_to_tun
@@ -58,6 +60,7 @@ cdef dict _OUTCOMES = {
     DELIVERED: ("delivered", "in", "written into the TUN"),
     NOT_IP: ("not_ip", "both", "neither IPv4 nor IPv6"),
     OTHER_FAMILY: ("other_family", "both", "an IP packet of the family that this overlay does not carry"),
+    BAD_OFFLOAD: ("bad_offload", "out", "an unfinished packet whose vnet_hdr does not fit it"),
     BAD_HEADER: ("bad_header", "both", "header length or total length that cannot be"),
     TRUNCATED: ("truncated", "both", "shorter than its header says"),
     NO_ROUTE: ("no_route", "out", "inside the network, but no node leases the destination's subnet"),
@@ -81,6 +84,9 @@ cdef dict _OUTCOMES = {
 cdef dict _EVENTS = {
     WAKE_UPS: ("wake_ups", "times that the loop slept and was woken"),
     BATCHES: ("batches", "batches of one or more packets"),
+    MESSAGES: ("messages", "messages to or from the underlay socket, of one or more datagrams"),
+    FRAMES: ("frames", "frames from or to the TUN, of one or more packets"),
+    SUPER_PACKETS: ("super_packets", "frames that were divided or merged"),
     ICMP_SENT: ("icmp_sent", "ICMP errors written into the TUN for the inner sender"),
     ICMP_NOT_ALLOWED: ("icmp_not_allowed", "ICMP errors that the RFCs forbid to send"),
     ICMP_LIMITED: ("icmp_limited", "ICMP errors above the rate limit"),
@@ -365,6 +371,7 @@ cdef class Worker:
         way.rules.coat_length, way.rules.ttl_step = coat_length, ttl_step
         way.rules.overhead, way.rules.source_check = overhead, source_check
         way.rcu = self.builder.rcu
+        way.run_most = RUN_PACKETS
         way.batch.arena = <uint8_t *>calloc(1, ARENA)
         # By slot, for all slots there can be: the kernel gives pages only to those that are used.
         way.peers = <PeerCount *>calloc(self.builder.slot_limit, sizeof(PeerCount))
@@ -400,6 +407,34 @@ cdef class Worker:
         with nogil:
             result = udp_to_tun(self.into)
         self._leave(self.into, result)
+
+    def both_ways(self, int tun, int udp, int path, int stop):
+        """Forward both ways in one thread until `stop` is readable; arguments and errors as of the two loops."""
+        self._enter(self.out, tun, udp, path, stop)
+        try:
+            self._enter(self.into, tun, udp, path, stop)
+        except RuntimeError:
+            self.out.running = False
+            raise
+        cdef int result
+        with nogil:
+            result = both_ways(self.out, self.into)
+        self.into.running = False
+        self._leave(self.out, result)
+
+    def use(self, *, bint vnet, bint uso, bint segment, int64_t busy_poll):
+        """Say, before a loop starts, what the doors can do: a vnet_hdr before each frame, UDP super-packets into the TUN,
+        messages that are cut into datagrams; and for how many nanoseconds to look for work before sleeping."""
+        for way in (<uintptr_t>self.out, <uintptr_t>self.into):
+            (<Way *>way).vnet, (<Way *>way).uso = vnet, uso and vnet
+            (<Way *>way).run_most = RUN_PACKETS if segment else 1
+            (<Way *>way).busy_poll = busy_poll
+            (<Way *>way).segment_refused = (<Way *>way).uso_refused = 0
+
+    def given_up(self):
+        """Return what was given up since use() and why: ("udp_segment" or "uso", errno) for each."""
+        refusals = (("udp_segment", self.out.segment_refused), ("uso", self.into.uso_refused))
+        return [(name, number) for name, number in refusals if number]
 
     cdef int _enter(self, Way *way, int tun, int udp, int path, int stop) except -1:
         if way.running:
