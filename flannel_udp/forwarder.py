@@ -22,6 +22,8 @@ Network = IPv4Network | IPv6Network
 DIRECTIONS = {"out": "tun_to_udp", "in": "udp_to_tun"}
 # What the log should say of drops, since an operator can mend it; the rest speaks through the counters alone.
 NOTICED = ("unknown_sender", "source_mismatch", "underlay_unreachable", "send_forbidden", "send_error", "tun_down")
+# Our choice: seconds to wait for a slot when none is left; a loop passes at the end of its batch, in milliseconds.
+GRACE = 1.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Forwarder:
         Raises LeaseError if the subnet does not fit the network.
         """
         self._set_route(subnet, OWN_SLOT)
+        self._leave(subnet)  # a peer's until now: its late deletion must not take our route
         if self._own is not None and self._own != subnet:
             self._builder.delete_route(self._own.network_address.packed, self._own.prefixlen)
         self._own = subnet
@@ -142,11 +145,8 @@ class Forwarder:
 
     def delete_peer(self, subnet: Network) -> None:
         """Forget a subnet; unknown ones are ignored."""
-        slot = self._slots.pop(subnet, None)
-        if slot is not None:
+        if self._leave(subnet):
             self._builder.delete_route(subnet.network_address.packed, subnet.prefixlen)
-            self._builder.delete_peer(slot.number)
-            self._leaving.append(slot.number)
 
     def publish(self) -> None:
         """Make all changes since the last publish visible to the loops, at once."""
@@ -254,10 +254,17 @@ class Forwarder:
             return errno.errorcode.get(self._worker.last_error(), "")
         return ""
 
+    def _leave(self, subnet: Network) -> bool:
+        """Empty the slot of a peer, whose route is the caller's business; tell whether there was one."""
+        slot = self._slots.pop(subnet, None)
+        if slot is None:
+            return False
+        self._builder.delete_peer(slot.number)
+        self._leaving.append(slot.number)
+        return True
+
     def _new_slot(self, subnet: Network, underlay: Address, port: int) -> _Slot:
-        number = self._next_slot
-        if self._free and self._builder.passed(self._free[0][0]):
-            number = self._free[0][1]
+        number = self._slot_number()
         if number >= self._builder.slot_limit:
             raise LeaseError(f"{subnet}: more than {self._builder.slot_limit - FIRST_PEER} peers")
         self._set_route(subnet, number)
@@ -267,6 +274,18 @@ class Forwarder:
             self._free.pop(0)
         self._generation += 1
         return _Slot(number, self._generation, underlay, port)
+
+    def _slot_number(self) -> int:
+        """Choose a slot: one that went and whose grace period is over, else one never used."""
+        if not self._free:
+            return self._next_slot
+        epoch, number = self._free[0]
+        deadline = time.monotonic() + GRACE
+        while not self._builder.passed(epoch):
+            if self._next_slot < self._builder.slot_limit or time.monotonic() > deadline:
+                return self._next_slot
+            time.sleep(0.0005)
+        return number
 
     def _set_route(self, subnet: Network, slot: int) -> None:
         try:

@@ -155,7 +155,8 @@ cdef class Builder:
         plan.peers.capacity = 64
         plan.peers.bucket_mask = 127
         plan.own.capacity = 16
-        self.slot_limit = FIRST_PEER_SLOT + (cells if plan.fib.cell_count else HASHED_SLOTS)
+        # Twice the cells: a peer that comes must find a slot though those that went still wait for their grace period.
+        self.slot_limit = FIRST_PEER_SLOT + (2 * cells if plan.fib.cell_count else HASHED_SLOTS)
         self.rcu = <Rcu *>calloc(1, sizeof(Rcu))
         self.draft = block_new(&plan)
         if self.rcu == NULL or self.draft == NULL:

@@ -90,7 +90,7 @@ def test_builder_grows_with_its_peers() -> None:
 
 @pytest.mark.parametrize(("slot", "generation", "address", "coat"), [
     (0, 1, "192.0.2.1", b""), (2, 1, "192.0.2.1", b""), (FIRST_PEER, 0, "192.0.2.1", b""),
-    (FIRST_PEER + 256, 1, "192.0.2.1", b""), (FIRST_PEER, 1, "2001:db8::1", b""),
+    (FIRST_PEER + 512, 1, "192.0.2.1", b""), (FIRST_PEER, 1, "2001:db8::1", b""),
     (FIRST_PEER, 1, "192.0.2.1", bytes(23)),
 ])
 def test_what_is_no_peer_is_refused(slot: int, generation: int, address: str, coat: bytes) -> None:

@@ -383,8 +383,8 @@ def test_words_that_are_no_direction() -> None:
     rig = Rig()
     with pytest.raises(ValueError, match='"out" or "in" is wanted'):
         rig.worker.counters("up")
-    with pytest.raises(ValueError, match="there are 259"):
-        rig.worker.peer_count("in", 259, 1)
+    with pytest.raises(ValueError, match="there are 515"):
+        rig.worker.peer_count("in", 515, 1)
     with pytest.raises(ValueError, match="source check 9"):
         Worker(rig.builder, coat_length=0, ttl_step=1, overhead=28, source_check=9)
     rig.close()

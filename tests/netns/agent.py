@@ -1,0 +1,90 @@
+"""A node's data plane for tests: real TUN, real sockets, a Forwarder; no daemon, no leases."""
+
+import contextlib
+import time
+from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
+
+from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_OVERHEAD_V6, UDP_PORT
+from flannel_udp.forwarder import Encapsulation, Forwarder, Network
+from flannel_udp.netlink import Links
+from flannel_udp.tun import open_tun
+from flannel_udp.underlay import open_underlay_socket
+
+from ..conftest import wait_until
+from .topology import Node
+
+NETWORKS: dict[int, tuple[Network, int]] = {4: (ip_network("10.5.0.0/16"), 24), 6: (ip_network("fd05::/48"), 64)}
+OVERHEADS = {4: UDP_OVERHEAD_V4, 6: UDP_OVERHEAD_V6}
+PATTERNS = {4: "flannel%d", 6: "flannel-v6.%d"}
+UNDERLAY_MTU = 1500
+
+
+def subnet_of(number: int, family: int = 4) -> Network:
+    """The subnet of node `number`."""
+    return ip_network(f"10.5.{number}.0/24" if family == 4 else f"fd05:0:0:{number}::/64")
+
+
+class Agent:
+    """The data plane of one node, running; it knows no peers."""
+
+    def __init__(self, node: Node, family: int = 4, source_check: str = "known",
+                 address: IPv4Address | IPv6Address | None = None) -> None:
+        self.node, self.family = node, family
+        self.address = address or (node.address if family == 4 else node.address6)
+        self.subnet = subnet_of(node.number, family)
+        self.tunnel = self.subnet.network_address
+        self.exits: list[tuple[str, OSError | None]] = []
+        self.network, length = NETWORKS[family]
+        encapsulation = Encapsulation(coat_length=0, ttl_step=1, overhead=OVERHEADS[family])
+        self.forwarder = Forwarder(self.network, length, encapsulation, source_check)
+        self.forwarder.set_own(self.subnet, self.tunnel, [node.address, node.address6])
+        self.forwarder.publish()
+        with node.entered():
+            self.socket = open_underlay_socket(self.address, UDP_PORT)
+            self.path = open_underlay_socket(self.address, 0)
+        self.start()
+
+    def start(self) -> None:
+        """Open the TUN and run the loops."""
+        address = ip_interface((self.tunnel, self.tunnel.max_prefixlen))
+        with self.node.entered(), Links() as links:
+            self.tun = open_tun(PATTERNS[self.family], UNDERLAY_MTU - OVERHEADS[self.family], address, self.network,
+                                links)
+        self.forwarder.start(self.tun.fd, self.socket.fileno(), self.path.fileno(),
+                             lambda loop, error: self.exits.append((loop, error)))
+
+    def stop(self) -> None:
+        """End the loops, which takes well below a second, and close the TUN."""
+        before = time.monotonic()
+        self.forwarder.stop()
+        assert time.monotonic() - before < 1
+        self.tun.close()
+
+    def knows(self, *others: "Agent") -> None:
+        """Make these agents peers."""
+        for other in others:
+            self.forwarder.set_peer(other.subnet, other.address, UDP_PORT)
+        self.forwarder.publish()
+
+    def outcomes(self, direction: str) -> dict[str, int]:
+        """What became of the packets of one direction, zeros left out."""
+        return {name: count for name, count in self.forwarder.counters()[direction].outcomes.items() if count}
+
+    def events(self, direction: str) -> dict[str, int]:
+        """What happened besides."""
+        return self.forwarder.counters()[direction].events
+
+    def wait_for(self, direction: str, outcome: str, count: int = 1) -> None:
+        """Wait until so many packets had an outcome."""
+        wait_until(lambda: self.outcomes(direction).get(outcome, 0) >= count,
+                   f"{self.node.name}: {count} x {outcome}, {direction}; there are {self.outcomes(direction)}")
+
+    def close(self) -> None:
+        """Stop, hold the counters to their law, let go of everything."""
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(self.socket)
+            closing.enter_context(self.path)
+            closing.callback(self.tun.close)
+            self.forwarder.stop()
+            for direction, counters in self.forwarder.counters().items():
+                assert counters.law_holds, f"{self.node.name} {direction}: {counters}"
