@@ -85,7 +85,9 @@ cdef inline Outcome segment_plan(Template *plan, const uint8_t *packet, uint32_t
         plan.protocol = PROTOCOL_TCP
     else:
         return BAD_OFFLOAD
-    if plan.transport == 0 or plan.size == 0 or plan.transport + TCP_HEADER > length:
+    if plan.transport == 0 or plan.size == 0:
+        return BAD_OFFLOAD
+    if plan.transport + (TCP_HEADER if plan.protocol == PROTOCOL_TCP else UDP_HEADER) > length:
         return BAD_OFFLOAD
     if version == 4 and (<const Ipv4Header *>packet).protocol != plan.protocol:
         return BAD_OFFLOAD
