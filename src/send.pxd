@@ -104,14 +104,15 @@ cdef inline Outcome send_too_big(Way *way, const Block *block, uint32_t index) n
     return TOO_BIG
 
 
-cdef inline uint32_t send_singly(Way *way, const Block *block) noexcept nogil:
-    """Send the run's datagrams one by one; return how many were too big."""
+cdef inline uint32_t send_singly(Way *way, const Block *block, uint32_t *taken) noexcept nogil:
+    """Send the run's datagrams one by one; `taken`: how many the kernel took. Return how many were too big."""
     cdef const Peer *peer = &block.peers.slots[way.run.slot]
     cdef uint32_t i = 0
     cdef uint32_t too_big = 0
     cdef uint32_t length, k
     cdef int sent
     cdef Outcome outcome
+    taken[0] = 0
     while i < way.run.count:
         sent = udp_send_from(way.udp, &way.run, i, &peer.underlay, way.rules.family, way.messages)
         if sent == -EAGAIN and wait_once(way):
@@ -123,6 +124,7 @@ cdef inline uint32_t send_singly(Way *way, const Block *block) noexcept nogil:
                 count_event(&way.counters, MESSAGES)
             settle(way, block, SENT, <uint32_t>sent, length)
             i += <uint32_t>sent
+            taken[0] += <uint32_t>sent
             continue
         too_big += sent == -EMSGSIZE
         outcome = send_too_big(way, block, i) if sent == -EMSGSIZE else refused(way, block, i, -sent)
@@ -131,9 +133,14 @@ cdef inline uint32_t send_singly(Way *way, const Block *block) noexcept nogil:
     return too_big
 
 
-cdef inline void give_way(Way *way, int error, uint32_t too_big) noexcept nogil:
-    """After a refused message: use smaller ones, or none, unless the path MTU was the reason."""
-    if error == EMSGSIZE or (error == EINVAL and too_big):
+cdef inline void send_divided(Way *way, const Block *block, int error) noexcept nogil:
+    """Send a run singly, that as one message met `error`; use smaller messages from now on, or none, if that helped.
+
+    The path MTU is no reason to, nor is a peer to whom the kernel does not send single datagrams either.
+    """
+    cdef uint32_t taken
+    cdef uint32_t too_big = send_singly(way, block, &taken)
+    if error == EMSGSIZE or (error == EINVAL and too_big) or taken == 0:
         return
     way.segment_refused = error
     way.run_most = RUN_PACKETS_OLD if error == EINVAL and way.run_most > RUN_PACKETS_OLD else 1
@@ -143,7 +150,7 @@ cdef inline void send_run(Way *way, const Block *block) noexcept nogil:
     """Send and count the run in the making, whole or in single datagrams; it is empty then."""
     cdef Run *run = &way.run
     cdef const Peer *peer = &block.peers.slots[run.slot]
-    cdef uint32_t i
+    cdef uint32_t i, taken
     cdef int error
     if run.count > 1 and way.run_most > 1:
         error = udp_send_run(way.udp, run, &peer.underlay, way.rules.family)
@@ -153,10 +160,10 @@ cdef inline void send_run(Way *way, const Block *block) noexcept nogil:
             count_event(&way.counters, MESSAGES)
             settle(way, block, SENT, run.count, run.bytes)
         elif error == EMSGSIZE or error == EIO or error == EINVAL:
-            give_way(way, error, send_singly(way, block))
+            send_divided(way, block, error)
         else:
             for i in range(run.count):
                 settle(way, block, refused(way, block, i, error), 1, 0)
     elif run.count:
-        send_singly(way, block)
+        send_singly(way, block, &taken)
     run_clear(run)
