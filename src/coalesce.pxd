@@ -137,6 +137,9 @@ cdef inline bint same_flow(const Merge *merge, const uint8_t *packet) noexcept n
         return True
     if ntohl(b.sequence) != merge.sequence or a.acknowledgment != b.acknowledgment or a.window != b.window:
         return False
+    # Header length, and flags that are younger than the others: AE of AccECN.
+    if a.data_offset != b.data_offset:
+        return False
     return (a.flags ^ b.flags) & TCP_ECE == 0 and memcmp(a + 1, b + 1, merge.header - merge.transport - TCP_HEADER) == 0
 
 
