@@ -12,6 +12,7 @@ from block cimport Block, block_new
 from checksum cimport checksum as room_checksum
 from checksum cimport fold, pseudo_ipv4, pseudo_ipv6
 from checksum cimport update16 as room_update16
+from coalesce cimport Merge, merge_add, merge_begin, merge_finish, merge_undo
 from counters cimport FORWARD as OUTCOME_FORWARD
 from encap cimport Rules
 from fib cimport FIB_MAX_CELLS, fib_hash_delete, fib_hash_set
@@ -22,6 +23,8 @@ from icmp cimport (ERROR_MAX, Limiter, icmp_allowed_ipv4, icmp_allowed_ipv6, icm
 from inner cimport inner_check
 from peer cimport AF_INET, AF_INET6, Peer, Underlay, peer_enter, peer_find, peer_leave
 from rcu cimport RCU_READERS, Rcu, Reader, Retired, rcu_offline, rcu_online, rcu_publish, rcu_reclaim
+from run cimport RUN_PACKETS, Run, run_clear, run_copy, run_join, run_length, run_piece, run_takes
+from segment cimport Template, is_super, segment_complete, segment_header, segment_payload, segment_plan
 from wire.arp cimport ArpHeader
 from wire.ethernet cimport EthernetHeader
 from wire.icmp cimport IcmpHeader
@@ -110,10 +113,6 @@ cdef u128 _number(bytes address) except *:
     return ntohl(word)
 
 
-cdef int _family(bytes address) except -1:
-    return AF_INET if len(address) == 4 else AF_INET6
-
-
 def checksum(bytes data not None, int offset=0):
     """Return the Internet checksum of `data`, laid `offset` bytes past an aligned address, as two bytes of a header."""
     cdef uint8_t *copy = _copy(bytes(offset) + data)
@@ -187,6 +186,114 @@ def icmp_error(bytes packet not None, bytes own not None, int kind, int code, ui
     return error
 
 
+cdef int _valid(bytes packet) except -1:
+    """Raise ValueError unless inner_check() passes the packet and finds no padding: what further rooms rely on."""
+    cdef const uint8_t *at = packet
+    cdef uint32_t length = len(packet)
+    if inner_check(AF_INET if at[0] >> 4 == 4 else AF_INET6, at, &length) != OUTCOME_FORWARD or length != len(packet):
+        raise ValueError("not one valid IP packet")
+    return 0
+
+
+def segment(bytes packet not None, bytes vnet_hdr not None):
+    """Do with a valid packet what its vnet_hdr asks for: the packets that it becomes, or the outcome."""
+    cdef VnetHeader vnet
+    cdef Template plan
+    cdef uint8_t *copy
+    cdef uint8_t *header
+    cdef uint32_t i, start
+    cdef int outcome
+    if len(vnet_hdr) != sizeof(VnetHeader):
+        raise ValueError(f"a vnet_hdr has {sizeof(VnetHeader)} bytes")
+    _valid(packet)
+    memcpy(&vnet, <const uint8_t *>vnet_hdr, sizeof(VnetHeader))
+    copy = _copy(packet)
+    packets = []
+    if is_super(&vnet):
+        outcome = segment_plan(&plan, copy, len(packet), &vnet)
+        header = <uint8_t *>malloc(plan.header) if outcome == OUTCOME_FORWARD else NULL
+        for i in range(plan.count if header != NULL else 0):
+            segment_header(&plan, copy, i, header)
+            start = plan.header + i * plan.size
+            packets.append(header[:plan.header] + copy[start:start + segment_payload(&plan, i)])
+        free(header)
+    else:
+        outcome = segment_complete(copy, len(packet), &vnet)
+        packets.append(copy[:len(packet)])
+    free(copy)
+    return packets if outcome == OUTCOME_FORWARD else outcome
+
+
+cdef object _frame(Merge *merge, bint undo):
+    """Finish a frame: (vnet_hdr, frame, packets in it), or the packets that merge_undo() makes of it."""
+    cdef uint32_t i
+    merge_finish(merge)
+    if undo:
+        merge_undo(merge)
+    parts = [(<uint8_t *>merge.pieces[i].iov_base)[:merge.pieces[i].iov_len] for i in range(merge.count + 1)]
+    return parts[1:] if undo else (parts[0], b"".join(parts[1:]), merge.count)
+
+
+def coalesce(list packets not None, bint uso, *, bint undo=False):
+    """Merge valid packets: a list of (vnet_hdr, frame, packets in it) or, with undo, of what each frame was made of."""
+    cdef Merge *merge
+    cdef uint8_t **copies
+    cdef uint32_t i
+    frames = []
+    for packet in packets:
+        _valid(packet)
+    merge = <Merge *>calloc(1, sizeof(Merge))
+    copies = <uint8_t **>calloc(max(len(packets), 1), sizeof(uint8_t *))
+    for i, packet in enumerate(packets):
+        copies[i] = _copy(packet)
+        if merge.head != NULL and merge_add(merge, copies[i], len(packet)):
+            continue
+        if merge.head != NULL:
+            frames.append(_frame(merge, undo))
+        merge_begin(merge, copies[i], len(packet), uso)
+    if merge.head != NULL:
+        frames.append(_frame(merge, undo))
+    for i in range(len(packets)):
+        free(copies[i])
+    free(copies)
+    free(merge)
+    return frames
+
+
+cdef tuple _run(const Run *run):
+    """Return (slot, size, datagrams) of a run."""
+    cdef bytearray out
+    cdef uint32_t i
+    datagrams = []
+    for i in range(run.count):
+        out = bytearray(run_length(run, i))
+        datagrams.append(bytes(out[:run_copy(run, i, out, len(out))]))
+    return run.slot, run.size, datagrams
+
+
+def run(list datagrams not None, uint32_t most=RUN_PACKETS):
+    """Make runs of (slot, datagram) pairs, each in two pieces: a list of (slot, size, datagrams), one per message."""
+    cdef Run *making
+    cdef const uint8_t *at
+    cdef uint32_t slot, length
+    runs = []
+    if not 0 < most <= RUN_PACKETS:
+        raise ValueError(f"most {most}: a run has room for {RUN_PACKETS}")
+    making = <Run *>calloc(1, sizeof(Run))
+    for slot, datagram in datagrams:
+        at, length = <const uint8_t *>(<bytes>datagram), len(datagram)
+        if not run_takes(making, slot, length, most):
+            runs.append(_run(making))
+            run_clear(making)
+        run_join(making, slot, length)
+        run_piece(making, at, length // 2)
+        run_piece(making, at + length // 2, length - length // 2)
+    if making.count:
+        runs.append(_run(making))
+    free(making)
+    return runs
+
+
 cdef class RateLimit:
     """The ICMP rate limit with a clock of the caller's."""
 
@@ -214,7 +321,7 @@ cdef class Node:
         cdef object cells = one << (subnet_length - prefix_length)
         self.bits = 8 * len(network)
         memset(&plan, 0, sizeof(plan))
-        plan.family = _family(network)
+        plan.family = AF_INET if len(network) == 4 else AF_INET6
         plan.fib.network = _number(network)
         plan.fib.mask = _number((((one << prefix_length) - 1) << (self.bits - prefix_length)).to_bytes(
             len(network), "big"))
