@@ -277,7 +277,7 @@ class Daemon:
     def _tick(self) -> None:
         for notice in self._path.forwarder.notices():
             detail = {"detail": notice.detail} if notice.detail else {}
-            _log.warning("packets dropped", cause=notice.cause, reason=notice.cause, count=notice.count,
+            _log.warning(notice.event, cause=notice.cause, reason=notice.cause, count=notice.count,
                          meaning=notice.meaning, **detail)
         if self._problems.of("subnet file"):
             self._write_subnet_env()

@@ -1,17 +1,20 @@
 """The face of the data plane: own subnet, peers and routes in, packets forwarded, counters out.
 
 One Forwarder per address family. It gives each leased subnet a slot (src/peer.pxd), keeps the private table in step
-with the leases, and runs the two loops, a thread each. Only this file imports the compiled Worker and Builder. All
-methods are for the owner thread alone.
+with the leases, and runs the two loops, a thread each or both in one. Only this file imports the compiled Worker and
+Builder. All methods are for the owner thread alone.
 """
 
+import contextlib
 import errno
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
 
 from flannel_udp._dataplane import EVENTS, FIRST_PEER, OUTCOMES, OWN_SLOT, SOURCE_CHECKS, Builder, Worker
 from flannel_udp.errors import ConfigError, LeaseError
@@ -20,8 +23,14 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 DIRECTIONS = {"out": "tun_to_udp", "in": "udp_to_tun"}
+LOOPS = {1: ("both_ways",), 2: tuple(DIRECTIONS.values())}  # by number of threads
 # What the log should say of drops, since an operator can mend it; the rest speaks through the counters alone.
 NOTICED = ("unknown_sender", "source_mismatch", "underlay_unreachable", "send_forbidden", "send_error", "tun_down")
+# What the worker may give up, by its own names: the offloads that go with it, and what is done instead.
+GIVEN_UP = {
+    "udp_segment": (("udp_segment",), "the kernel refused a message of many datagrams: fewer go at once, or one"),
+    "uso": (("tun_uso4", "tun_uso6"), "the TUN refused a UDP super-packet: its datagrams go one by one"),
+}
 # Our choice: seconds to wait for a slot when none is left; a loop passes at the end of its batch, in milliseconds.
 GRACE = 1.0
 
@@ -33,6 +42,28 @@ class Encapsulation:
     coat_length: int
     ttl_step: int
     overhead: int
+
+
+@dataclass(frozen=True)
+class Doors:
+    """What the descriptors of a start can do; as it stands here, nothing beyond one bare packet per call."""
+
+    vnet: bool = False
+    """A vnet_hdr stands before each frame of the TUN."""
+    uso: bool = False
+    """The TUN takes UDP super-packets."""
+    segment: bool = False
+    """The socket takes messages that are to be cut into datagrams."""
+
+
+@dataclass(frozen=True)
+class Loops:
+    """How the loops run: in how many threads, on which CPUs (in turn; none named: on any), and how patiently."""
+
+    threads: int = 2
+    cpus: tuple[int, ...] = ()
+    busy_poll: int = 0
+    """Microseconds to look for work before sleeping."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +96,13 @@ class Counters:
 
 @dataclass(frozen=True)
 class Notice:
-    """Drops of one cause since the last time of asking."""
+    """What the log should say: drops of one cause since the last time of asking, or what the loops do without."""
 
     cause: str
     count: int
     meaning: str
     detail: str
+    event: str = "packets dropped"
 
 
 @dataclass
@@ -82,8 +114,8 @@ class _Slot:
 
 
 @dataclass
-class _Doors:
-    """The descriptors of running loops, and how to stop them."""
+class _Running:
+    """The threads of running loops, and how to stop them."""
 
     stop: int
     threads: list[threading.Thread] = field(default_factory=list)
@@ -93,7 +125,8 @@ class Forwarder:
     """Forward the packets of one overlay network; raises ConfigError if its FIB would be too large."""
 
     def __init__(
-        self, network: Network, subnet_len: int, encapsulation: Encapsulation, source_check: str = "known"
+        self, network: Network, subnet_len: int, encapsulation: Encapsulation, source_check: str = "known",
+        loops: Loops = Loops(),
     ) -> None:
         try:
             self._builder = Builder(network.network_address.packed, network.prefixlen, subnet_len)
@@ -106,6 +139,7 @@ class Forwarder:
             overhead=encapsulation.overhead,
             source_check=SOURCE_CHECKS[source_check],
         )
+        self._loops = loops
         self._network = network
         self._own: Network | None = None
         self._slots: dict[Network, _Slot] = {}
@@ -114,7 +148,9 @@ class Forwarder:
         self._leaving: list[int] = []
         self._free: list[tuple[int, int]] = []
         self._noticed = dict.fromkeys(NOTICED, 0)
-        self._doors: _Doors | None = None
+        self._unsaid: deque[Notice] = deque()  # by the loops' threads, too
+        self._given_up_said: set[tuple[str, int]] = set()
+        self._running: _Running | None = None
 
     def set_own(self, subnet: Network, tunnel_address: Address, local_addresses: Iterable[Address]) -> None:
         """Tell this node's subnet, its address in the tunnel (the source of ICMP errors), and all its other addresses.
@@ -155,40 +191,39 @@ class Forwarder:
         self._free += [(epoch, number) for number in self._leaving]
         self._leaving.clear()
 
-    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None]) -> None:
-        """Run the two loops on these non-blocking descriptors, which stay the caller's, until stop().
+    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None],
+              doors: Doors = Doors()) -> None:
+        """Run the loops on these non-blocking descriptors, which stay the caller's, until stop().
 
         `path_fd` is a second UDP socket, bound to the same address, that is asked for path MTUs. `on_exit(loop, error)`
         is called from a loop's thread when it ends by itself.
         """
-        assert self._doors is None, "the loops run already"
-        doors = self._doors = _Doors(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        assert self._running is None, "the loops run already"
+        self._worker.use(vnet=doors.vnet, uso=doors.uso, segment=doors.segment, busy_poll=self._loops.busy_poll * 1000)
+        running = self._running = _Running(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-        def run(direction: str) -> None:
-            error: OSError | None = None
+        def run(loop: str, cpu: int | None) -> None:
+            self._settle_thread(loop, cpu)
             try:
-                getattr(self._worker, DIRECTIONS[direction])(tun_fd, socket_fd, path_fd, doors.stop)
-            except OSError as caught:
-                error = caught
-            if error is not None:
-                on_exit(DIRECTIONS[direction], error)
+                getattr(self._worker, loop)(tun_fd, socket_fd, path_fd, running.stop)
+            except OSError as error:
+                on_exit(loop, error)
 
-        doors.threads = [
-            threading.Thread(target=run, args=(direction,), name=name, daemon=True)
-            for direction, name in DIRECTIONS.items()
-        ]
-        for thread in doors.threads:
+        for number, loop in enumerate(LOOPS[self._loops.threads]):
+            cpu = self._loops.cpus[number % len(self._loops.cpus)] if self._loops.cpus else None
+            running.threads.append(threading.Thread(target=run, args=(loop, cpu), name=loop, daemon=True))
+        for thread in running.threads:
             thread.start()
 
     def stop(self) -> None:
-        """End both loops and wait for them; the table, the counters and the peers stay for the next start()."""
-        doors, self._doors = self._doors, None
-        if doors is None:
+        """End the loops and wait for them; the table, the counters and the peers stay for the next start()."""
+        running, self._running = self._running, None
+        if running is None:
             return
-        os.eventfd_write(doors.stop, 1)
-        for thread in doors.threads:
+        os.eventfd_write(running.stop, 1)
+        for thread in running.threads:
             thread.join()
-        os.close(doors.stop)
+        os.close(running.stop)
 
     def peers(self) -> list[PeerStatus]:
         """Return every peer, in order of subnets."""
@@ -206,8 +241,14 @@ class Forwarder:
         return {direction: self._counters(direction) for direction in DIRECTIONS}
 
     def notices(self) -> list[Notice]:
-        """Return what the log should say of packets dropped since the last call."""
+        """Return what the log should say since the last call: of packets dropped, of what the loops do without."""
         found = []
+        while self._unsaid:
+            found.append(self._unsaid.popleft())
+        for name, number in self._worker.given_up():
+            if (name, number) not in self._given_up_said:
+                self._given_up_said.add((name, number))
+                found.append(Notice(name, 1, GIVEN_UP[name][1], os.strerror(number), "offload given up"))
         for counters in self.counters().values():
             for cause in counters.outcomes.keys() & self._noticed.keys():
                 count = counters.outcomes[cause] - self._noticed[cause]
@@ -216,13 +257,26 @@ class Forwarder:
                     found.append(Notice(cause, count, MEANINGS[cause], self._detail(cause)))
         return found
 
+    def given_up(self) -> dict[str, str]:
+        """Return the offloads that were granted and then given up since the start, and what the kernel said."""
+        return {
+            offload: f"{os.strerror(number)}: {GIVEN_UP[name][1]}"
+            for name, number in self._worker.given_up()
+            for offload in GIVEN_UP[name][0]
+        }
+
     def status(self) -> dict[str, object]:
-        """Return FIB, threads, counters with their meanings: values for JSON."""
+        """Return FIB, loops, threads, counters with their meanings: values for JSON."""
         return {
             "fib": self._builder.status(),
+            "loops": {
+                "threads": self._loops.threads,
+                "cpus": list(self._loops.cpus),
+                "busy_poll_us": self._loops.busy_poll,
+            },
             "threads": [
                 {"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}
-                for thread in (self._doors.threads if self._doors else [])
+                for thread in (self._running.threads if self._running else [])
             ],
             "counters": {
                 direction: {
@@ -233,6 +287,19 @@ class Forwarder:
                 for direction, counters in self.counters().items()
             },
         }
+
+    def _settle_thread(self, loop: str, cpu: int | None) -> None:
+        """In the loop's thread: take its name, for `top -H` and the like, and its CPU."""
+        with contextlib.suppress(OSError):  # a /proc that is read-only: without a name it works as well
+            Path("/proc/thread-self/comm").write_text(loop)
+        if cpu is None:
+            return
+        try:
+            os.sched_setaffinity(0, (cpu,))
+        except OSError as error:
+            # It was there when the options were read, so a cpuset has changed; packets come before places.
+            self._unsaid.append(Notice("cpus", 1, f"the loop {loop} runs on any CPU, not on {cpu}",
+                                       error.strerror or "", "thread not pinned"))
 
     def _counters(self, direction: str) -> Counters:
         packets, outcomes, events = self._worker.counters(direction)

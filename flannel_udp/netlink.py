@@ -84,10 +84,11 @@ class Links:
         self._ask(f"move {_name(index)} to another namespace", "link", "set", index=index, **target)
 
     def set_link(self, index: int, *, up: bool | None = None, mtu: int | None = None, name: str | None = None,
-                 mac: str | None = None, master: int | None = None) -> None:
+                 mac: str | None = None, master: int | None = None, queue_length: int | None = None) -> None:
         """Change a link; what is None stays. master 0 takes the link out of its bridge."""
         state = None if up is None else ("up" if up else "down")
-        change: dict[str, Any] = {"state": state, "mtu": mtu, "ifname": name, "address": mac, "master": master}
+        change: dict[str, Any] = {"state": state, "mtu": mtu, "ifname": name, "address": mac, "master": master,
+                                  "txqlen": queue_length}
         said = {key: value for key, value in change.items() if value is not None}
         words = " ".join(f"{key} {value}" for key, value in said.items())
         self._ask(f"set {_name(index)} {words}", "link", "set", index=index, **said)

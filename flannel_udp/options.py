@@ -7,7 +7,7 @@ help was asked for, or raises UsageError with the one line that the user reads.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +22,11 @@ DEFAULT_STATE_DIR = Path("/var/lib/flannel-udp")
 DEFAULT_SUBNET_FILE = Path("/run/flannel/subnet.env")
 DEFAULT_LEASE_TTL = 86400.0
 DEFAULT_RENEW_MARGIN = 3600.0
+
+
+def default_threads() -> int:
+    """One thread for both directions on one or two cores, where it costs less and answers sooner; else one each."""
+    return 1 if len(os.sched_getaffinity(0)) <= 2 else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,13 @@ class NodeOptions:
     state_dir: Path = DEFAULT_STATE_DIR
     run_dir: Path = DEFAULT_RUN_DIR
     verbosity: int = 0
+    threads: int = field(default_factory=default_threads)
+    cpus: tuple[int, ...] = ()
+    busy_poll: int = 0
+    """Microseconds."""
+    no_tun_offload: bool = False
+    no_udp_segment: bool = False
+    no_udp_gro: bool = False
 
 
 def _something(text: str) -> str:
@@ -81,6 +93,31 @@ def _ttl(text: str) -> float:
 
 def _verbosity(text: str) -> int:
     return _number(text, 0, 2**31 - 1, "a number")
+
+
+def _threads(text: str) -> int:
+    return _number(text, 1, 2, "a number")
+
+
+def _microseconds(text: str) -> int:
+    return _number(text, 0, 1_000_000, "a number of microseconds")
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    """Read a list as the kernel writes them, 0,2-3, and see that each may be used."""
+    cpus: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not re.fullmatch(r"[0-9]{1,5}", first) or (dash and not re.fullmatch(r"[0-9]{1,5}", last)):
+            raise ValueError(f"{text!r} is not a list of CPUs such as 0,2-3")
+        cpus += range(int(first), int(last or first) + 1)
+    usable = os.sched_getaffinity(0)
+    if not cpus or len(set(cpus)) < len(cpus):
+        raise ValueError(f"{text!r} names {'a CPU twice' if cpus else 'no CPU'}")
+    if missing := sorted(set(cpus) - usable):
+        raise ValueError(f"CPU {missing[0]} is none that this process may use, which are "
+                         f"{', '.join(map(str, sorted(usable)))}")
+    return tuple(cpus)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
@@ -170,6 +207,15 @@ FLAGS = (
          "(default known)", "known|strict|off"),
     Flag("state-dir", "state_dir", _path, f"what must survive a reboot (default {DEFAULT_STATE_DIR})", "DIR"),
     Flag("run-dir", "run_dir", _path, f"the control socket (default {DEFAULT_RUN_DIR})", "DIR"),
+    Flag("threads", "threads", _threads,
+         "for the packets: 1 for both directions, or 2, one each (default 1 on up to two cores, else 2)", "1|2"),
+    Flag("cpus", "cpus", _cpus, "pin these threads to these CPUs, in turn: 0,2-3 (default: the kernel chooses)",
+         "LIST"),
+    Flag("busy-poll", "busy_poll", _microseconds,
+         "look for work so long before sleeping: answers sooner, costs CPU time even when idle (default 0)", "US"),
+    Flag("no-tun-offload", "no_tun_offload", _boolean, "one bare packet per read and write of the TUN"),
+    Flag("no-udp-segment", "no_udp_segment", _boolean, "one datagram per message that is sent"),
+    Flag("no-udp-gro", "no_udp_gro", _boolean, "one datagram per message that is received"),
     Flag("v", "verbosity", _verbosity, "how much to log: 1 adds details, 2 lifts the rate limit too (default 0)", "N"),
     Flag("version", "", _boolean, "print the version and end"),
     Flag("help", "", _boolean, "print this and end"),
@@ -294,4 +340,10 @@ def _checked(values: dict[str, Any], given: Given) -> NodeOptions:
         origin = given["subnet-lease-renew-margin"][-1][1]
         raise UsageError(f"{origin}: {values['renew_margin'] / 60:.0f} minutes are no less than the lease's {ttl:.0f} "
                          "seconds (--lease-ttl)")
+    threads, cpus = values.get("threads"), values.get("cpus", ())
+    if cpus and threads is None:
+        values["threads"] = min(len(cpus), 2)
+    if len(cpus) > values.get("threads", 2):
+        raise UsageError(f"{given['cpus'][-1][1]}: {len(cpus)} CPUs are more than there are threads "
+                         f"(--threads {values['threads']})")
     return NodeOptions(**values)

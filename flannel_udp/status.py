@@ -60,6 +60,7 @@ def status(started_at: float, external: ExternalInterface, path: DataPath, peers
         "external_interface": {"name": external.name, "index": external.index, "mtu": external.mtu,
                                **_texts({"address": external.address, "reason": external.reason})},
         "devices": path.devices(),
+        "offloads": path.offloads(),
         "peers": [_peer(peer) for peer in path.forwarder.peers()],
         "skipped_peers": [{"lease": key, "reason": reason} for key, reason in peers.skipped.items()],
         **path.forwarder.status(),

@@ -1,21 +1,24 @@
-"""The external interface, chosen as flannel chooses it, and the underlay socket on it."""
+"""The external interface, chosen as flannel chooses it, and the underlay sockets on it."""
 
 import contextlib
 import errno
+import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
 
 from flannel_udp.errors import UnderlayError
 from flannel_udp.link import Address, Link, LinkAddress, Route
+from flannel_udp.offload import Granted, Refusal
 from flannel_udp.options import NodeOptions
 
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, linux/in6.h; not in Python's socket
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
 # Our choice, measured for the design: smaller receive buffers cost a flood a tenth of its packets and TCP its windows.
 SOCKET_BUFFER = 4 << 20
 
@@ -43,6 +46,20 @@ class ExternalInterface:
     public_address6: IPv6Address | None
     reason: str
     """Why this one, for the log."""
+
+
+@dataclass(frozen=True)
+class UnderlaySockets:
+    """The socket that datagrams go through, with what it was granted, and one that is asked for path MTUs."""
+
+    street: socket.socket
+    path: socket.socket
+    granted: Granted = field(default_factory=Granted)
+
+    def close(self) -> None:
+        """Give both back; a second call does nothing."""
+        self.street.close()
+        self.path.close()
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,27 @@ def find_external_interface(options: NodeOptions, links: UnderlayLinks, *, ipv4:
     raise UnderlayError(f"no external interface: {'; '.join(missed)}")
 
 
+def open_underlay_sockets(address: Address, port: int, *, segment: bool = True, gro: bool = True) -> UnderlaySockets:
+    """Both sockets on this address, the first on this port and with the offloads that are wanted and granted."""
+    street = open_underlay_socket(address, port)
+    try:
+        path = open_underlay_socket(address, 0)
+    except UnderlayError:
+        street.close()
+        raise
+    asks = (("udp_segment", segment, _ask_for_segment), ("udp_gro", gro, _ask_for_gro))
+    offloads, refusals = [], []
+    for name, wanted, ask in asks:
+        if wanted:
+            try:
+                ask(street)
+            except OSError as error:
+                refusals.append(Refusal((name,), error.strerror or str(error)))
+            else:
+                offloads.append(name)
+    return UnderlaySockets(street, path, Granted(tuple(offloads), tuple(refusals)))
+
+
 def open_underlay_socket(address: Address, port: int) -> socket.socket:
     """A UDP socket bound to this address and port, non-blocking, that never lets the kernel fragment."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
@@ -91,6 +129,23 @@ def open_underlay_socket(address: Address, port: int) -> socket.socket:
         opened.close()
         raise UnderlayError(_refusal(error, address, port)) from error
     return opened
+
+
+def _ask_for_segment(opened: socket.socket) -> None:
+    """Raise OSError if this kernel has no UDP_SEGMENT (4.18); it is told its size with each message, and none here."""
+    opened.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
+
+
+def _ask_for_gro(opened: socket.socket) -> None:
+    """Switch UDP_GRO on, or raise OSError. Kernels that cannot tell that it is on (before 5.12) merge wrongly, too."""
+    opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    try:
+        told = opened.getsockopt(socket.IPPROTO_UDP, UDP_GRO)
+    except OSError:
+        opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 0)
+        raise
+    if not told:
+        raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
 
 
 def _set_buffer(opened: socket.socket, forced: int, limited: int) -> None:

@@ -12,17 +12,16 @@ from flannel_udp.backend.udp import UdpBackend
 from flannel_udp.errors import ConfigError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable, Mapping
 
     from flannel_udp.backend.peers import NextHop
     from flannel_udp.config import NetworkConfig
-    from flannel_udp.forwarder import Counters, Notice, PeerStatus
+    from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus
     from flannel_udp.lease import Lease, LeaseAttrs
     from flannel_udp.link import Address, Interface, Network
     from flannel_udp.options import NodeOptions
     from flannel_udp.tun import Tun, TunLinks
-    from flannel_udp.underlay import ExternalInterface
+    from flannel_udp.underlay import ExternalInterface, UnderlaySockets
 
 
 class DataPlane(Protocol):
@@ -33,11 +32,12 @@ class DataPlane(Protocol):
     def delete_peer(self, subnet: Network) -> None: ...  # noqa: D102
     def publish(self) -> None: ...  # noqa: D102
     def start(self, tun_fd: int, socket_fd: int, path_fd: int,  # noqa: D102
-              on_exit: Callable[[str, OSError | None], None]) -> None: ...
+              on_exit: Callable[[str, OSError | None], None], doors: Doors) -> None: ...
     def stop(self) -> None: ...  # noqa: D102
     def peers(self) -> list[PeerStatus]: ...  # noqa: D102
     def counters(self) -> dict[str, Counters]: ...  # noqa: D102
     def notices(self) -> list[Notice]: ...  # noqa: D102
+    def given_up(self) -> dict[str, str]: ...  # noqa: D102
     def status(self) -> dict[str, object]: ...  # noqa: D102
 
 
@@ -69,7 +69,7 @@ class Backend(Protocol):
     def open_device(self, lease: Lease, links: TunLinks) -> Tun:
         """The device, up and routed to."""
 
-    def open_sockets(self) -> tuple[socket.socket, socket.socket]:
+    def open_sockets(self) -> UnderlaySockets:
         """The socket that datagrams go through, and one that is asked for path MTUs."""
 
 

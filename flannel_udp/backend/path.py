@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flannel_udp import logs
 from flannel_udp.errors import FlannelUdpError, LeaseError
+from flannel_udp.forwarder import Doors
+from flannel_udp.offload import Refusal, report
 from flannel_udp.tun import TunLinks, host_warnings
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable
 
     from flannel_udp.backend import Backend
     from flannel_udp.lease import Lease
     from flannel_udp.link import LinkAddress, LinkEvent
     from flannel_udp.tun import Tun
+    from flannel_udp.underlay import UnderlaySockets
 
 _log = logs.get("path")
 
@@ -63,7 +65,8 @@ class DataPath:
         self.retry_at: float | None = None
         self._links = links
         self._post = post
-        self._sockets: tuple[socket.socket, ...] = ()
+        self._sockets: UnderlaySockets | None = None
+        self._refused: set[Refusal] = set()
         self._starts = 0
         self._opened_at = 0.0
         self._delay = DELAY_MIN
@@ -82,8 +85,10 @@ class DataPath:
         self.tell_own()
         self.publish()
         self._starts += 1
-        street, path = self._sockets
-        self.forwarder.start(self.tun.fd, street.fileno(), path.fileno(), partial(self._ended, self._starts))
+        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets.granted.offloads)
+        self.forwarder.start(self.tun.fd, self._sockets.street.fileno(), self._sockets.path.fileno(),
+                             partial(self._ended, self._starts), doors)
+        self._tell_refusals()
         self._opened_at = time.monotonic()
 
     def close(self) -> None:
@@ -91,9 +96,9 @@ class DataPath:
         self.forwarder.stop()
         if self.tun:
             self.tun.close()
-        for opened in self._sockets:
-            opened.close()
-        self.tun, self._sockets = None, ()
+        if self._sockets:
+            self._sockets.close()
+        self.tun, self._sockets = None, None
 
     def move(self, lease: Lease) -> None:
         """Go over to another lease; peers' routes stay up throughout."""
@@ -168,6 +173,22 @@ class DataPath:
         tun = self.tun
         return [{"name": tun.name, "index": tun.index, "mtu": tun.mtu, "address": str(tun.address),
                  "route": str(tun.network)}] if tun else []
+
+    def offloads(self) -> list[dict[str, str]]:
+        """What each offload came to, for the status."""
+        if self.tun is None or self._sockets is None:
+            return []
+        return report((self.tun.granted, self._sockets.granted), self.forwarder.given_up())
+
+    def _tell_refusals(self) -> None:
+        """Say once what the kernel refused, not again with each device that is opened anew."""
+        assert self.tun
+        assert self._sockets
+        for refusal in (*self.tun.granted.refusals, *self._sockets.granted.refusals):
+            if refusal not in self._refused:
+                self._refused.add(refusal)
+                _log.info("offload refused by the kernel: packets pass, with more work for each",
+                          offloads=",".join(refusal.offloads), reason=refusal.reason)
 
     def _ended(self, start: int, loop: str, error: OSError | None) -> None:
         reason = os.strerror(error.errno) if error and error.errno else str(error or "no reason given")

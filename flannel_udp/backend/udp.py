@@ -13,20 +13,19 @@ from flannel_udp._dataplane import UDP_OVERHEAD_V4
 from flannel_udp.backend.peers import NextHop
 from flannel_udp.config import UDP_MTU_MIN, parse_udp_config
 from flannel_udp.errors import ConfigError, LeaseError, UnderlayError
-from flannel_udp.forwarder import Encapsulation, Forwarder
+from flannel_udp.forwarder import Encapsulation, Forwarder, Loops
 from flannel_udp.lease import LeaseAttrs
 from flannel_udp.tun import check_tun, open_tun
-from flannel_udp.underlay import open_underlay_socket
+from flannel_udp.underlay import open_underlay_sockets
 
 if TYPE_CHECKING:
-    import socket
     from ipaddress import IPv4Network
 
     from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease
     from flannel_udp.options import NodeOptions
     from flannel_udp.tun import Tun, TunLinks
-    from flannel_udp.underlay import ExternalInterface
+    from flannel_udp.underlay import ExternalInterface, UnderlaySockets
 
 DEVICE = "flannel%d"  # specification: flannel's pattern
 # No coat; flannel counts a hop at either end, beside the kernels' own.
@@ -53,7 +52,7 @@ class UdpBackend:
         self._subnet_len = config.subnet_len
         self._address = external.address
         self._public_address = external.public_address
-        self._source_check = options.source_check
+        self._options = options
 
     def attrs(self) -> LeaseAttrs:
         """The public address, and nothing else: byte for byte flannel's."""
@@ -79,7 +78,8 @@ class UdpBackend:
 
     def forwarder(self) -> Forwarder:
         """A data plane for the network."""
-        return Forwarder(self._network, self._subnet_len, ENCAPSULATION, self._source_check)
+        loops = Loops(self._options.threads, self._options.cpus, self._options.busy_poll)
+        return Forwarder(self._network, self._subnet_len, ENCAPSULATION, self._options.source_check, loops)
 
     def check_device(self) -> None:
         """Raise TunError if no TUN device can be made here."""
@@ -87,13 +87,10 @@ class UdpBackend:
 
     def open_device(self, lease: Lease, links: TunLinks) -> Tun:
         """The TUN device, to which the whole network is routed; bridges of local subnets have longer prefixes."""
-        return open_tun(DEVICE, self.mtu, self.tunnel(lease), self._network, links)
+        return open_tun(DEVICE, self.mtu, self.tunnel(lease), self._network, links,
+                        offload=not self._options.no_tun_offload)
 
-    def open_sockets(self) -> tuple[socket.socket, socket.socket]:
-        """One on the port, bound to the interface's address; one on any port of it."""
-        opened = open_underlay_socket(self._address, self.port)
-        try:
-            return opened, open_underlay_socket(self._address, 0)
-        except UnderlayError:
-            opened.close()
-            raise
+    def open_sockets(self) -> UnderlaySockets:
+        """Bound to the interface's address, one of them to the port."""
+        return open_underlay_sockets(self._address, self.port, segment=not self._options.no_udp_segment,
+                                     gro=not self._options.no_udp_gro)

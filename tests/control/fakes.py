@@ -10,11 +10,13 @@ from typing import Any
 from flannel_udp.backend.peers import NextHop
 from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.errors import FlannelUdpError, LeaseError
-from flannel_udp.forwarder import Counters, Notice, PeerStatus
+from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus
 from flannel_udp.lease import Lease, LeaseAttrs
 from flannel_udp.link import Address, Interface, Link, LinkAddress, LinkEvent, Network, Route
+from flannel_udp.offload import Granted, Refusal
 from flannel_udp.subnet import PeersReset, SubnetEvent
 from flannel_udp.tun import Tun, TunLinks
+from flannel_udp.underlay import UnderlaySockets
 
 CONFIG = parse_network_config('{"Network": "10.5.0.0/16"}')
 OWN_ADDRESS = IPv4Address("192.0.2.1")
@@ -133,8 +135,9 @@ class FakeLinks:
         self.here = [one for one in self.here if (one.index, one.interface) != (index, interface)]
         return True
 
-    def set_link(self, index: int, *, up: bool | None = None, mtu: int | None = None) -> None:
-        raise AssertionError((index, up, mtu))
+    def set_link(self, index: int, *, up: bool | None = None, mtu: int | None = None,
+                 queue_length: int | None = None) -> None:
+        raise AssertionError((index, up, mtu, queue_length))
 
     def set_ipv4_option(self, index: int, option: int, value: int) -> None:
         raise AssertionError((index, option, value))
@@ -153,6 +156,8 @@ class FakePlane:
         self.on_exit: Callable[[str, OSError | None], None] = print
         self.before_peer: Callable[[], None] = lambda: None
         self.heard: list[Notice] = []
+        self.lost: dict[str, str] = {}
+        self.doors = Doors()
 
     def set_own(self, subnet: Network, tunnel_address: Address, local_addresses: Iterable[Address]) -> None:
         self.own = (str(subnet), str(tunnel_address), {str(address) for address in local_addresses})
@@ -170,10 +175,11 @@ class FakePlane:
         self.published = dict(self.routes)
         self.publishes += 1
 
-    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None]) -> None:
+    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None],
+              doors: Doors) -> None:
         assert not self.running
         assert min(tun_fd, socket_fd, path_fd) >= 0
-        self.running, self.on_exit = True, on_exit
+        self.running, self.on_exit, self.doors = True, on_exit, doors
         self.starts += 1
 
     def stop(self) -> None:
@@ -189,6 +195,9 @@ class FakePlane:
     def notices(self) -> list[Notice]:
         heard, self.heard = self.heard, []
         return heard
+
+    def given_up(self) -> dict[str, str]:
+        return self.lost
 
     def status(self) -> dict[str, object]:
         return {"fib": {"cells": 256}, "threads": [], "counters": {}}
@@ -207,6 +216,7 @@ class FakeBackend:
         self.sockets: list[socket.socket] = []
         self.queues: list[FakeQueue] = []
         self.port = 8285
+        self.granted = Granted(("tun_csum",), (Refusal(("tun_tso4", "tun_tso6"), "Invalid argument"),))
 
     def __call__(self, *_: object) -> "FakeBackend":
         self.refuse("make")
@@ -244,12 +254,13 @@ class FakeBackend:
         self.queues.append(queue)
         self.links.devices[index] = Link(index, "flannel0", 1472, True, "tun")
         self.links.add_address(index, self.tunnel(lease))
-        return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), queue)
+        return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), queue,
+                   self.granted)
 
-    def open_sockets(self) -> tuple[socket.socket, socket.socket]:
+    def open_sockets(self) -> UnderlaySockets:
         self.refuse("open_sockets")
         self.sockets = list(socket.socketpair())
-        return self.sockets[0], self.sockets[1]
+        return UnderlaySockets(self.sockets[0], self.sockets[1], Granted(("udp_segment",)))
 
     def all_closed(self) -> bool:
         return (not self.plane.running and all(one.fileno() == -1 for one in self.sockets)

@@ -26,7 +26,7 @@ from flannel_udp.errors import (
     TunError,
     UnderlayError,
 )
-from flannel_udp.forwarder import Notice
+from flannel_udp.forwarder import Doors, Notice
 from flannel_udp.instance import sole_instance
 from flannel_udp.link import LinkAddress, LinkEvent
 from flannel_udp.options import NodeOptions
@@ -349,6 +349,26 @@ def test_notices_and_troubles_are_logged(node: Node, said: io.StringIO) -> None:
         node.plane.heard = [Notice("unknown_sender", 3, "from an address that no peer has", "192.0.2.77")]
         node.manager.post(Trouble("skipped-key", "subnets/junk: not a subnet"))
         wait_until(lambda: told(said, "192.0.2.77") and told(said, "subnets/junk: not a subnet"), "both are told")
+
+
+def test_what_the_kernel_refused_is_said_once(node: Node, said: io.StringIO) -> None:
+    with node.running():
+        assert node.plane.doors == Doors(vnet=True, uso=False, segment=True)
+        node.plane.on_exit("tun_to_udp", OSError(77, "File descriptor in bad state"))
+        wait_until(lambda: node.plane.starts == 2 and node.plane.running, "the path is opened anew")
+    assert told(said, "offload refused by the kernel") == 1
+    assert told(said, 'offloads=tun_tso4,tun_tso6 reason="Invalid argument"') == 1
+
+
+def test_what_was_given_up_is_logged_and_shown(node: Node, said: io.StringIO) -> None:
+    with node.running():
+        before = {line["offload"]: line["state"] for line in (node.asked() or {})["offloads"]}
+        assert (before["udp_segment"], before["tun_tso4"], before["udp_gro"]) == ("granted", "refused", "off")
+        node.plane.lost = {"udp_segment": "Input/output error"}
+        node.plane.heard = [Notice("udp_segment", 1, "one by one", "Input/output error", "offload given up")]
+        wait_until(lambda: told(said, 'event="offload given up"'), "it is logged")
+        after = {line["offload"]: line["reason"] for line in (node.asked() or {})["offloads"]}
+        assert after["udp_segment"] == "Input/output error"
 
 
 def test_status_over_the_control_socket(node: Node) -> None:

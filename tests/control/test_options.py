@@ -1,5 +1,6 @@
 """options: Go's flag syntax, FLANNELD_* variables, and every refusal in one line that names what was refused."""
 
+import os
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from flannel_udp import options
 from flannel_udp.errors import UsageError
 from flannel_udp.options import NodeOptions, parse
 
+CPU = min(os.sched_getaffinity(0))
 REGISTRY = ["--registry", "sqlite:///x.db"]
 
 
@@ -42,13 +44,15 @@ def test_every_flag_reaches_its_field() -> None:
         "-iface-can-reach", "192.0.2.9", "-public-ip=192.0.2.2",
         "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
         "-subnet-lease-renew-margin=5", "-ip-masq=false", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
-        "--run-dir=/tmp/r",
+        "--run-dir=/tmp/r", "--threads=2", f"--cpus={CPU}", "--busy-poll=50", "--no-tun-offload", "--no-udp-segment=t",
+        "--no-udp-gro=true",
     )
     assert got == NodeOptions(
         registry="sqlite:///x.db", iface=("eth0", "192.0.2.1"), iface_regex=("eth.*", "^10\\."),
         iface_can_reach="192.0.2.9", public_ip=IPv4Address("192.0.2.2"), public_ipv6=IPv6Address("2001:db8::2"),
         subnet_file=Path("/tmp/subnet.env"), renew_margin=300.0, lease_ttl=900.0, source_check="strict",
         state_dir=Path("/tmp/s"), run_dir=Path("/tmp/r"), verbosity=3,
+        threads=2, cpus=(CPU,), busy_poll=50, no_tun_offload=True, no_udp_segment=True, no_udp_gro=True,
     )
 
 
@@ -109,6 +113,16 @@ def test_variables_that_name_no_flag_are_left_alone() -> None:
     ("--etcd-endpoints=http://e:2379", "the etcd registry is not built yet"),
     ("--kube-subnet-mgr", "the Kubernetes subnet manager is not built yet"),
     ("--iptables-forward-rules=true", "firewall rules are not built yet"),
+    ("--threads=0", "'0' is not a number from 1 to 2"),
+    ("--threads=3", "from 1 to 2"),
+    ("--busy-poll=1000001", "a number of microseconds from 0 to 1000000"),
+    ("--busy-poll=-1", "'-1'"),
+    ("--cpus=", "'' is not a list of CPUs such as 0,2-3"),
+    ("--cpus=0,x", "not a list of CPUs"),
+    ("--cpus=1-", "not a list of CPUs"),
+    ("--cpus=1-0", "names no CPU"),
+    ("--cpus=99998", "CPU 99998 is none that this process may use, which are "),
+    ("--no-udp-gro=2", "true or false"),
     ("--healthz-port=8080", "the health server is not built yet"),
 ])
 def test_a_bad_value_is_refused_by_the_flags_name(word: str, told: str) -> None:
@@ -138,6 +152,24 @@ def test_without_a_registry_the_line_says_what_to_say() -> None:
 def test_the_margin_is_less_than_the_lease() -> None:
     assert parsed("--lease-ttl=10").renew_margin == 5.0
     assert "--lease-ttl" in refusal("--lease-ttl=60", "--subnet-lease-renew-margin=1")
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 2), (64, 2)])
+def test_threads_are_by_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch, cores: int, threads: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert parsed().threads == threads
+    assert parsed("--threads=2").threads == 2
+
+
+def test_cpus_are_kept_in_the_order_given_and_say_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert (parsed("--cpus=3").cpus, parsed("--cpus=3").threads) == ((3,), 1)
+    assert (parsed("--cpus=5,3").cpus, parsed("--cpus=5,3").threads) == ((5, 3), 2)
+    assert parsed("--cpus=6-7").cpus == (6, 7)
+    assert (parsed("--cpus=3", "--threads=2").cpus, parsed("--cpus=3", "--threads=2").threads) == ((3,), 2)
+    assert refusal("--cpus=2,2") == "--cpus: '2,2' names a CPU twice"
+    assert refusal("--cpus=0-1", "--threads=1") == "--cpus: 2 CPUs are more than there are threads (--threads 1)"
+    assert refusal(FLANNELD_CPUS="0-2") == "FLANNELD_CPUS: 3 CPUs are more than there are threads (--threads 2)"
 
 
 @pytest.mark.parametrize("word", ["-h", "--help", "-help"])

@@ -2,13 +2,14 @@
 
 import contextlib
 import time
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 
 from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_OVERHEAD_V6, UDP_PORT
-from flannel_udp.forwarder import Encapsulation, Forwarder, Network
+from flannel_udp.forwarder import Doors, Encapsulation, Forwarder, Loops, Network
 from flannel_udp.netlink import Links
 from flannel_udp.tun import open_tun
-from flannel_udp.underlay import open_underlay_socket
+from flannel_udp.underlay import open_underlay_sockets
 
 from ..conftest import wait_until
 from .topology import Node
@@ -25,23 +26,25 @@ def subnet_of(number: int, family: int = 4) -> Network:
 
 
 class Agent:
-    """The data plane of one node, running; it knows no peers."""
+    """The data plane of one node, running; it knows no peers. `off`: "tun", "udp_segment", "udp_gro" go without."""
 
     def __init__(self, node: Node, family: int = 4, source_check: str = "known",
-                 address: IPv4Address | IPv6Address | None = None) -> None:
-        self.node, self.family = node, family
+                 address: IPv4Address | IPv6Address | None = None, *, loops: Loops | None = None,
+                 off: Collection[str] = ()) -> None:
+        self.node, self.family, self.off = node, family, off
         self.address = address or (node.address if family == 4 else node.address6)
         self.subnet = subnet_of(node.number, family)
         self.tunnel = self.subnet.network_address
         self.exits: list[tuple[str, OSError | None]] = []
         self.network, length = NETWORKS[family]
         encapsulation = Encapsulation(coat_length=0, ttl_step=1, overhead=OVERHEADS[family])
-        self.forwarder = Forwarder(self.network, length, encapsulation, source_check)
+        self.forwarder = Forwarder(self.network, length, encapsulation, source_check, loops or Loops())
         self.forwarder.set_own(self.subnet, self.tunnel, [node.address, node.address6])
         self.forwarder.publish()
         with node.entered():
-            self.socket = open_underlay_socket(self.address, UDP_PORT)
-            self.path = open_underlay_socket(self.address, 0)
+            self.sockets = open_underlay_sockets(self.address, UDP_PORT, segment="udp_segment" not in off,
+                                                 gro="udp_gro" not in off)
+        self.socket, self.path = self.sockets.street, self.sockets.path
         self.start()
 
     def start(self) -> None:
@@ -49,9 +52,10 @@ class Agent:
         address = ip_interface((self.tunnel, self.tunnel.max_prefixlen))
         with self.node.entered(), Links() as links:
             self.tun = open_tun(PATTERNS[self.family], UNDERLAY_MTU - OVERHEADS[self.family], address, self.network,
-                                links)
+                                links, offload="tun" not in self.off)
+        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self.sockets.granted.offloads)
         self.forwarder.start(self.tun.fd, self.socket.fileno(), self.path.fileno(),
-                             lambda loop, error: self.exits.append((loop, error)))
+                             lambda loop, error: self.exits.append((loop, error)), doors)
 
     def stop(self) -> None:
         """End the loops, which takes well below a second, and close the TUN."""

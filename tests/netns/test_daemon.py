@@ -1,6 +1,7 @@
 """The daemon as a process on real nodes: packets, signals, kills, and what is left afterwards."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from flannel_udp import control
 from flannel_udp.errors import ControlError
+from flannel_udp.options import default_threads
 from flannel_udp.registry import open_registry
 from flannel_udp.subnet_env import read_subnet_env
 
@@ -224,6 +226,39 @@ def test_packets_from_addresses_of_ours_are_not_taken(cluster: list[Daemon]) -> 
     two.node.ip("link add extra type bridge", "link set extra up", "addr add 203.0.113.5/32 dev extra")
     wait_until(lambda: two.node.ping(one.node.pods[0].address, "-I", "203.0.113.5", "-W", "1").returncode and
                one.status()["counters"]["in"]["outcomes"]["own_source"]["count"], "such a packet is dropped")
+
+
+def threads_of(daemon: Daemon) -> set[str]:
+    """The names that `top -H` shows."""
+    return {task.joinpath("comm").read_text().strip() for task in Path(f"/proc/{daemon.process.pid}/task").iterdir()}
+
+
+def restart(daemon: Daemon, *options: str) -> None:
+    """Start it anew with more options."""
+    daemon.end(signal.SIGTERM)
+    daemon.argv += options
+    daemon.start()
+    wait_until(daemon.ready, "it is ready again")
+
+
+def test_status_tells_offloads_and_threads(cluster: list[Daemon]) -> None:
+    one = cluster[0]
+    assert [(line["state"], line["reason"]) for line in one.status()["offloads"]] == [("granted", "")] * 8
+    loops = one.status()["loops"]
+    assert loops == {"threads": default_threads(), "cpus": [], "busy_poll_us": 0}
+    assert threads_of(one) >= ({"both_ways"} if loops["threads"] == 1 else {"tun_to_udp", "udp_to_tun"})
+
+
+def test_nodes_of_different_options_understand_each_other(cluster: list[Daemon]) -> None:
+    one, two = cluster
+    cpu = min(os.sched_getaffinity(0))
+    restart(one, "--threads=2", "--no-tun-offload", "--no-udp-segment", "--no-udp-gro")
+    restart(two, "--threads=1", f"--cpus={cpu}", "--busy-poll=50")
+    assert {line["state"] for line in one.status()["offloads"]} == {"off"}
+    assert two.status()["loops"] == {"threads": 1, "cpus": [cpu], "busy_poll_us": 50}
+    assert threads_of(one) >= {"tun_to_udp", "udp_to_tun"}
+    assert "both_ways" in threads_of(two)
+    wait_until(lambda: reached(one, two) and reached(two, one), "pods reach each other again")
 
 
 STUBBORN = """

@@ -1,13 +1,16 @@
 """The TUN device on a real kernel: what `ip` says of it, what comes out of it, and what stands in its way."""
 
 import contextlib
+import errno
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fcntl import ioctl
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,14 @@ import pytun
 from flannel_udp import tun as tun_module
 from flannel_udp.errors import TunError
 from flannel_udp.netlink import Links
+from flannel_udp.offload import TUN_OFFLOADS, Granted, Refusal
 from flannel_udp.tun import Tun, host_warnings, open_tun
 
 from ..conftest import require_tun
 from .topology import Node, Topology
 
+VNET_HDR, VNET_GSO_UDP_L4 = 10, 5  # linux/virtio_net.h
+UDP_SEGMENT = 103  # linux/udp.h
 V4 = (ip_interface("10.5.3.0/32"), ip_network("10.5.0.0/16"))
 V6 = (ip_interface("fd05:0:0:3::/128"), ip_network("fd05::/32"))
 
@@ -57,6 +63,11 @@ def shown(node: Node, *words: str) -> list[dict[str, Any]]:
     return told
 
 
+def read(tun: Tun) -> bytes:
+    """The next packet, without what stands before it."""
+    return os.read(tun.fd, VNET_HDR + 65535)[VNET_HDR if tun.vnet else 0:]
+
+
 def test_device_is_as_flannel_makes_it(node: Node, links: Links) -> None:
     with opened(links) as tun:
         assert (tun.name, tun.warnings) == ("flannel0", [])
@@ -86,7 +97,7 @@ def test_descriptor_suits_the_data_plane(links: Links) -> None:
 def test_packets_for_the_network_come_out(node: Node, links: Links) -> None:
     with opened(links) as tun:
         node.run("ping", "-c", "1", "-W", "0.1", "10.5.9.9", check=False)
-        packet = os.read(tun.fd, 2048)
+        packet = read(tun)
         assert packet[0] >> 4 == 4
         assert packet[16:20] == bytes([10, 5, 9, 9])
 
@@ -96,8 +107,7 @@ def test_own_source_is_accepted(links: Links) -> None:
     with opened(links) as tun:
         ping = subprocess.Popen(["ping", "-n", "-c", "1", "-W", "5", "10.5.9.9"], stdout=subprocess.PIPE, text=True)
         assert select.select([tun.fd], [], [], 5)[0]
-        offender = os.read(tun.fd, 2048)
-        os.write(tun.fd, unreachable(offender))
+        os.write(tun.fd, bytes(VNET_HDR) + unreachable(read(tun)))
         assert "Net Unreachable" in ping.communicate(timeout=10)[0]
 
 
@@ -183,6 +193,63 @@ def test_read_only_sysctls_are_one_line(links: Links, tmp_path: Path, monkeypatc
         assert line.startswith("/proc/sys is not writable (Not a directory)")
         assert "net.ipv6.conf.flannel0.disable_ipv6=1" in line
         assert Path("/proc/sys/net/ipv4/conf/flannel0/accept_local").read_text() == "1\n"
+
+
+def frames_of_a_large_message(tun: Tun) -> list[bytes]:
+    """Send 10 datagrams of 100 bytes as one message into the device; the frames that come out, with all before them."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+        sender.sendto(bytes(1000), ("10.5.9.9", 9))
+    frames = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frames.append(os.read(tun.fd, VNET_HDR + 65535))
+    return frames
+
+
+def test_this_kernel_grants_every_offload(node: Node, links: Links) -> None:
+    with opened(links) as tun:
+        assert tun.granted == Granted(TUN_OFFLOADS)
+        assert (tun.vnet, tun.uso) == (True, True)
+        frame, = frames_of_a_large_message(tun)
+        assert (frame[1], int.from_bytes(frame[4:6], sys.byteorder)) == (VNET_GSO_UDP_L4, 100)
+        assert len(frame) == VNET_HDR + 28 + 1000
+        told, = shown(node, "link", "show", "dev", "flannel0")
+        assert told["txqlen"] == tun_module.QUEUE_LENGTH
+
+
+def test_without_offload_frames_are_bare(links: Links) -> None:
+    tun = open_tun("flannel%d", 1472, *V4, links, offload=False)
+    with contextlib.closing(tun):
+        assert (tun.vnet, tun.uso, tun.granted) == (False, False, Granted())
+        frames = frames_of_a_large_message(tun)
+        assert [(len(frame), frame[0]) for frame in frames] == [(128, 0x45)] * 10
+
+
+USO, TSO, CSUM = TUN_OFFLOADS[4:], TUN_OFFLOADS[1:4], TUN_OFFLOADS[:1]
+
+
+@pytest.mark.parametrize(("allowed", "offloads", "refused", "frames"), [
+    (0x0F, TUN_OFFLOADS[:4], [USO], 10),
+    (0x01, CSUM, [USO, TSO], 10),
+    (0x00, (), [USO, TSO, CSUM], 10),
+])
+def test_a_refusal_is_a_step_down(links: Links, monkeypatch: pytest.MonkeyPatch, allowed: int,
+                                  offloads: tuple[str, ...], refused: list[tuple[str, ...]], frames: int) -> None:
+    """A kernel that knows fewer bits, as older ones do: it refuses a mask with any other."""
+    def older(descriptor: int, request: int, mask: int) -> int:
+        if mask & ~allowed:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return ioctl(descriptor, request, mask)
+
+    monkeypatch.setattr(tun_module, "ioctl", older)
+    with opened(links) as tun:
+        assert tun.name == "flannel0"
+        assert tun.granted == Granted(offloads, tuple(Refusal(names, "Invalid argument") for names in refused))
+        assert (tun.vnet, tun.uso) == (bool(offloads), False)
+        found = frames_of_a_large_message(tun)
+        assert [len(frame) for frame in found] == [128 + (VNET_HDR if tun.vnet else 0)] * frames
+    assert links.link("flannel0") is None
 
 
 def test_missing_device_is_said_with_what_helps(links: Links, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,19 +3,25 @@
 import errno
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
+from flannel_udp import underlay
 from flannel_udp.errors import UnderlayError
 from flannel_udp.netlink import Links
+from flannel_udp.offload import Granted, Refusal
 from flannel_udp.options import NodeOptions
-from flannel_udp.underlay import find_external_interface, open_underlay_socket
+from flannel_udp.underlay import find_external_interface, open_underlay_socket, open_underlay_sockets
 
 from .topology import Node, Topology
 
 MakeTopology = Callable[..., Topology]
+Socket = socket.socket
+UDP_GRO = 104  # linux/udp.h
 
 
 @pytest.fixture
@@ -62,6 +68,61 @@ def test_ipv6_socket_never_fragments(node: Node) -> None:
         with pytest.raises(OSError, match="Message too long"):
             opened.sendto(bytes(1400 - 47), (str(node.address6 + 1), 8285))
         opened.sendto(bytes(1400 - 48), (str(node.address6 + 1), 8285))
+
+
+@pytest.mark.parametrize(("wanted", "granted", "gro"), [
+    ({}, Granted(("udp_segment", "udp_gro")), 1),
+    ({"segment": False}, Granted(("udp_gro",)), 1),
+    ({"gro": False}, Granted(("udp_segment",)), 0),
+    ({"segment": False, "gro": False}, Granted(), 0),
+])
+def test_this_kernel_grants_what_is_wanted(node: Node, wanted: dict[str, bool], granted: Granted, gro: int) -> None:
+    with node.entered(), closing(open_underlay_sockets(node.address, 8285, **wanted)) as opened:
+        assert opened.granted == granted
+        assert opened.street.getsockname()[1] == 8285
+        assert opened.street.getsockopt(socket.IPPROTO_UDP, UDP_GRO) == gro
+        assert opened.path.getsockopt(socket.IPPROTO_UDP, UDP_GRO) == 0
+
+
+@pytest.mark.parametrize(("option", "name", "kept"), [
+    ("UDP_SEGMENT", "udp_segment", "udp_gro"), ("UDP_GRO", "udp_gro", "udp_segment")])
+def test_a_kernel_without_an_offload_says_so(
+        node: Node, monkeypatch: pytest.MonkeyPatch, option: str, name: str, kept: str) -> None:
+    """An option that no kernel has stands for one that this kernel does not have."""
+    monkeypatch.setattr(underlay, option, 99999)
+    with node.entered(), closing(open_underlay_sockets(node.address, 8285)) as opened:
+        assert opened.granted == Granted((kept,), (Refusal((name,), "Protocol not available"),))
+
+
+class CannotTell(Socket):
+    """A socket of a kernel that merges and does not tell: Linux 5.0 to 5.11."""
+
+    def getsockopt(self, *args: Any) -> Any:  # noqa: ANN401 - as the original
+        if args[1] == UDP_GRO:
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+        return super().getsockopt(*args)
+
+
+def test_merging_that_cannot_be_read_back_is_switched_off_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", CannotTell)
+    with node.entered(), closing(open_underlay_sockets(node.address, 8285)) as opened:
+        assert opened.granted == Granted(("udp_segment",), (Refusal(("udp_gro",), "Protocol not available"),))
+        assert Socket.getsockopt(opened.street, socket.IPPROTO_UDP, UDP_GRO) == 0
+
+
+def test_both_sockets_or_none(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = underlay.open_underlay_socket
+
+    def without_a_second(address: IPv4Address, port: int) -> socket.socket:
+        if not port:
+            raise UnderlayError("no more ports")
+        return real(address, port)
+
+    monkeypatch.setattr(underlay, "open_underlay_socket", without_a_second)
+    with node.entered():
+        with pytest.raises(UnderlayError, match="no more ports"):
+            open_underlay_sockets(node.address, 8285)
+        real(node.address, 8285).close()
 
 
 def test_port_in_use_is_said_with_who_may_have_it(node: Node) -> None:
