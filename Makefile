@@ -14,7 +14,8 @@ PYTEST := $(BIN)/python -P -m pytest
 BUILD_INPUTS := setup.py $(wildcard src/*.pyx src/*.pxd src/*/*.pxd)
 N ?= 1000000
 
-.PHONY: all demo test lint strict sanitized fuzz bench clean distclean help prepare-build prepare-lab prepare-test
+.PHONY: all demo test lint strict sanitized fuzz bench bench-micro bench-quick bench-full clean distclean help
+.PHONY: prepare-build prepare-lab prepare-test
 
 all: prepare-build build/.built  ## build flannel-udp into .venv (editable)
 
@@ -41,8 +42,18 @@ sanitized: build/sanitized/.built  ## the data-plane tests under the address and
 fuzz: all build/sanitized/.built  ## N=... mutated datagrams through both doors, under the sanitizers
 	FLANNEL_UDP_FUZZ=$(N) $(SANITIZED) $(PYTEST) --timeout=0 -q tests/dataplane/test_fuzz.py
 
-bench: all  ## benchmarks (pytest-benchmark)
+bench-micro: all  ## single rooms, timed by pytest-benchmark
 	$(PYTEST) benchmarks
+
+# RIVALS: further options, see `python -m benchmarks.rivals --help`. The first run builds flannel and etcd, and needs go.
+bench-quick: all  ## the table of targets against kernel VXLAN and flannel, within 5 minutes (root)
+	$(BIN)/python -m benchmarks.rivals quick --save .cache/benchmarks/quick $(RIVALS)
+
+bench: all  ## the headline rows, five rounds of 5 s (root, half an hour)
+	$(BIN)/python -m benchmarks.rivals standard --save .cache/benchmarks/standard $(RIVALS)
+
+bench-full: all  ## every load, link mode and setting (root, hours)
+	$(BIN)/python -m benchmarks.rivals full --save .cache/benchmarks/full $(RIVALS)
 
 clean:  ## remove what was built, and caches
 	rm -rf build dist *.egg-info flannel_udp/*.so .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -52,7 +63,7 @@ distclean: clean  ## remove .venv too
 	rm -rf $(VENV)
 
 help:  ## list the targets
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 # -- what this machine must have --------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Whole ways through the data plane, without daemon and registry."""

@@ -1,0 +1,155 @@
+"""Senders and receivers for the benchmarks, the same for every contender; standard library only.
+
+    traffic.py sink ADDRESS PORT SIZE SECONDS     count datagrams that arrive; prints {"received", "seconds"}
+    traffic.py flood ADDRESS PORT SIZE SECONDS    send as fast as the socket takes them; prints {"sent", "seconds"}
+    traffic.py echo ADDRESS PORT SIZE SECONDS     answer each datagram
+    traffic.py ask ADDRESS PORT SIZE SECONDS      send one, wait for its answer, and so on; prints times in microseconds
+
+Each prints "ready" first. sendmmsg and recvmmsg (through ctypes) keep the cost of the load generator, which shares the
+machine with what is measured, small: 64 datagrams in one call, each a datagram of its own for the kernel from there on.
+"""
+
+import ctypes
+import json
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+
+BATCH = 64
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+MSG_WAITFORONE = 0x1_0000
+RECEIVE_BUFFER = 4 << 20
+# The first part of a measurement is left out: caches, neighbours and queues settle.
+SETTLING = 0.3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p), ("name_length", ctypes.c_uint32), ("iovecs", ctypes.POINTER(_Iovec)),
+        ("iovec_count", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_size_t), ("length", ctypes.c_size_t),  # int and unsigned, with the padding behind each
+    )  # fmt: skip
+
+
+def messages(size: int) -> tuple[object, object]:
+    """Return BATCH messages of `size` bytes, and what must live as long as they do."""
+    data = ctypes.create_string_buffer(BATCH * 65536)
+    iovecs = (_Iovec * BATCH)()
+    made = (_Message * BATCH)()
+    for i in range(BATCH):
+        iovecs[i] = _Iovec(ctypes.addressof(data) + i * 65536, size)
+        made[i].iovecs, made[i].iovec_count = ctypes.pointer(iovecs[i]), 1
+    return made, (data, iovecs)
+
+
+def ready() -> None:
+    print("ready", flush=True)
+
+
+def sink(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        receiver.settimeout(5 + seconds)
+        receiver.bind(place)
+        made, kept = messages(max(size, 2048))
+        ready()
+        receiver.recv(65536)
+        receiver.settimeout(None)
+        # Wakes up the blocking recvmmsg below when nothing arrives any more.
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 200_000))
+        return count(receiver.fileno(), made, time.monotonic() + SETTLING, seconds - SETTLING, kept)
+
+
+def count(fd: int, made: object, start: float, seconds: float, kept: object) -> dict[str, float]:
+    """Count what arrives from `start` on."""
+    del kept  # alive in the caller's frame
+    receive = _libc.recvmmsg
+    end = start + seconds
+    total = 0
+    now = time.monotonic()
+    while now < end:
+        got = receive(fd, made, BATCH, MSG_WAITFORONE, None)
+        now = time.monotonic()
+        if got > 0 and now >= start:
+            total += got
+    return {"received": total, "seconds": now - start}
+
+
+def flood(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect(place)
+        made, kept = messages(size)
+        ready()
+        send, fd, sent = _libc.sendmmsg, sender.fileno(), 0
+        start = now = time.monotonic()
+        while now < start + seconds:
+            sent += max(0, send(fd, made, BATCH, 0))  # a full queue or an ICMP error: the next call tries again
+            now = time.monotonic()
+        del kept
+        return {"sent": sent, "seconds": now - start}
+
+
+def echo(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as answering:
+        answering.bind(place)
+        answering.settimeout(seconds + 2)
+        ready()
+        buffer = bytearray(max(size, 2048))
+        answered = 0
+        try:
+            while True:
+                length, asker = answering.recvfrom_into(buffer)
+                answering.sendto(memoryview(buffer)[:length], asker)
+                answered += 1
+                if buffer[:3] == b"end":
+                    break
+        except TimeoutError:
+            pass
+        return {"answered": answered}
+
+
+def ask(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.connect(place)
+        asking.settimeout(1)
+        ready()
+        question, times, lost = bytes(size), [], 0
+        start = time.monotonic()
+        while time.monotonic() < start + seconds:
+            sent = time.perf_counter_ns()
+            try:
+                asking.send(question)
+                asking.recv(65536)
+            except OSError:
+                lost += 1
+            else:
+                times.append(time.perf_counter_ns() - sent)
+        asking.send(b"end")
+        times = sorted(times[len(times) // 10 :])
+        parts = {name: times[int(len(times) * part)] / 1000 for name, part in PARTS.items() if times}
+        return {"asked": len(times), "lost": lost, **parts}
+
+
+PARTS = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+ROLES: dict[str, Callable[[tuple[str, int], int, float], dict[str, float]]] = {
+    "sink": sink, "flood": flood, "echo": echo, "ask": ask,
+}  # fmt: skip
+
+
+def main() -> None:
+    role, address, port, size, seconds = sys.argv[1:]
+    print(json.dumps(ROLES[role]((address, int(port)), int(size), float(seconds))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
