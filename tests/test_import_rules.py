@@ -16,7 +16,7 @@ PYTHON = ROOT / "flannel_udp"
 CYTHON = ROOT / "src"
 
 # A module of the package, or a folder of modules, and what of ours it may import. A folder may always import itself.
-VALUES = {"errors", "lease", "config", "options", "logs", "link"}
+VALUES = {"errors", "lease", "config", "options", "logs", "link", "offload"}
 DOORS = {"registry", "netlink", "tun", "underlay", "subnet_env", "control", "instance"}  # they touch the outside world
 DECISIONS = {"subnet", "backend", "forwarder"}
 OWNER = {"daemon", "inbox", "status"}  # the owner thread, its queue, its account of itself
@@ -35,18 +35,26 @@ PROBED_BY = {"lab"}  # the explaining commands
 
 # The same for the rooms of src/.
 PURE = {"checksum", "fib", "hop", "icmp", "inner", "encap"}  # bytes in, bytes out: no fd, no errno, no clock
+MANY = {"segment", "coalesce", "run"}  # many packets as one: as pure as these
 DATA = {"batch", "counters", "peer", "rcu", "block"}  # what rooms hand to each other
 STREET = {"tun", "udp"}
+LOOPS = {"tun_to_udp", "udp_to_tun"}
 ROOMS: dict[str, frozenset[str] | set[str]] = {
     **dict.fromkeys(PURE, frozenset({"checksum"})),
     "inner": {"counters", "peer"},
+    "segment": {"checksum", "counters"},
+    "coalesce": {"checksum"},
+    "run": {"segment", "coalesce", "peer"},
     "encap": {"batch", "counters", "peer"},
-    **dict.fromkeys(DATA, frozenset({"fib", "peer", "rcu"})),
-    **dict.fromkeys(STREET, frozenset({"batch", "counters", "peer"})),
+    **dict.fromkeys(DATA, frozenset({"counters", "fib", "peer", "rcu"})),
+    **dict.fromkeys(STREET, frozenset({"batch", "coalesce", "counters", "peer", "run"})),
     "forward": PURE | DATA,
-    "way": PURE | DATA | {"tun"},
-    **dict.fromkeys(("tun_to_udp", "udp_to_tun"), PURE | DATA | STREET | {"forward", "way"}),
-    **dict.fromkeys(("worker", "probe"), PURE | DATA | STREET | {"forward", "way", "tun_to_udp", "udp_to_tun"}),
+    "way": PURE | MANY | DATA | STREET,
+    "send": PURE | MANY | DATA | STREET | {"way"},
+    "tun_to_udp": PURE | MANY | DATA | STREET | {"forward", "way", "send"},
+    "udp_to_tun": PURE | MANY | DATA | STREET | {"forward", "way"},
+    "both_ways": LOOPS | {"way"},
+    **dict.fromkeys(("worker", "probe"), PURE | MANY | DATA | STREET | LOOPS | {"forward", "way", "both_ways"}),
 }
 # Calls of the system that move bytes, not methods or definitions of that name.
 CALLS = re.compile(r"(?<!def )(?<![.\w])(readv?|writev?|sendmm?sg|recvmm?sg|sendto|recvfrom|ioctl|[gs]etsockopt)\(")
@@ -127,7 +135,7 @@ def test_only_the_doors_read_and_write(file: Path) -> None:
     calls = CALLS.findall(without_comments(file))
     assert not calls or file.stem in STREET or file.parent.name == "wire"
     system = {name for name in cimports(file) if name.startswith("posix") or name == "libc.errno"}
-    if file.stem in PURE or file.stem in DATA or file.parent.name == "wire":
+    if file.stem in PURE | MANY | DATA or file.parent.name == "wire":
         assert not system, f"{file.name} is pure and cimports {system}"
 
 
@@ -135,6 +143,6 @@ def without_comments(file: Path) -> str:
     return re.sub(r"#.*|//.*|/\*.*?\*/", "", file.read_text())
 
 
-@pytest.mark.parametrize("name", ["tun_to_udp", "udp_to_tun", "forward", "way"])
+@pytest.mark.parametrize("name", ["tun_to_udp", "udp_to_tun", "both_ways", "send", "forward", "way"])
 def test_no_loop_asks_for_a_backends_name(name: str) -> None:
     assert "vxlan" not in without_comments(CYTHON / f"{name}.pxd").lower()

@@ -236,7 +236,7 @@ def test_stop_is_seen_in_an_endless_flood_out() -> None:
     assert not alive
     count, _, _ = rig.worker.counters("out")
     assert rig.outcomes("out") == {"not_ip": count}
-    assert count == 16 * rig.events("out")["batches"], "an arena of 1 MiB holds 16 full frames"
+    assert count == 3 * rig.events("out")["batches"], "an arena of 256 KiB holds 3 full frames and their gaps"
 
 
 def test_stop_is_seen_in_a_flood_in(rig4: Rig) -> None:
