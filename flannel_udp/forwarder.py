@@ -271,7 +271,7 @@ class Forwarder:
             "fib": self._builder.status(),
             "loops": {
                 "threads": self._loops.threads,
-                "cpus": list(self._loops.cpus),
+                "cpus": ",".join(map(str, self._loops.cpus)) or "any",
                 "busy_poll_us": self._loops.busy_poll,
             },
             "threads": [
