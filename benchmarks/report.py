@@ -40,6 +40,10 @@ def caveats(record: Record) -> Iterator[str]:
         "UDP rates: the sender offers all that its socket takes, 64 datagrams in one sendmmsg call, and what arrives "
         "is counted; the rest is lost on the way, wherever the sender is the faster (the column of losses)."
     )
+    yield (
+        "Request-response: where the scheduler puts both ends on one processor, a round trip through the kernel costs "
+        "no wake-up of a sleeping processor; between hosts it always does. “ask-apart” pins the ends to two processors."
+    )
     busy = machine.get("busy before the start", 0)
     if busy > BUSY:
         yield (

@@ -23,6 +23,7 @@ from typing import Any
 import pytun
 
 from flannel_udp._dataplane import EVENTS, FIRST_PEER, OUTCOMES, OWN_SLOT, SOURCE_CHECKS, Builder, Worker
+from flannel_udp.options import default_threads
 
 # Specification: linux/if_tun.h, linux/udp.h, linux/in.h, asm-generic/socket.h.
 TUNSETOFFLOAD, OFFLOADS = 0x4004_54D0, 0x6F
@@ -41,9 +42,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--overlay", type=IPv4Network, required=True)
     parser.add_argument("--port", type=int, default=8285)
     parser.add_argument("--mtu", type=int, default=1500 - OVERHEAD)
-    parser.add_argument("--threads", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--threads", type=int, choices=(1, 2), default=default_threads())
     parser.add_argument("--busy-poll", type=int, default=0, help="microseconds")
     parser.add_argument("--txqueuelen", type=int, default=0, help="of the TUN; 0: the kernel's own")
+    parser.add_argument("--gso-max-segs", type=int, default=0, help="of the TUN; 0: the kernel's own")
+    parser.add_argument("--sched-batch", action="store_true", help="run the loops as SCHED_BATCH")
     parser.add_argument("--buffer", type=int, default=4 << 20, help="bytes of either socket buffer")
     parser.add_argument("--no-offload", action="store_true", help="neither on the TUN nor on the socket")
     return parser.parse_args()
@@ -72,6 +75,7 @@ def front_door(chosen: argparse.Namespace, own: IPv4Network) -> Iterator[int]:
         if not chosen.no_offload:
             fcntl.ioctl(tun.fileno(), TUNSETOFFLOAD, OFFLOADS)
         queue = f" txqueuelen {chosen.txqueuelen}" if chosen.txqueuelen else ""
+        queue += f" gso_max_segs {chosen.gso_max_segs}" if chosen.gso_max_segs else ""
         commands = f"""addr add {own[0]}/32 dev {tun.name}
             link set {tun.name} mtu {chosen.mtu}{queue} up
             route add {chosen.overlay} dev {tun.name}"""
@@ -123,6 +127,8 @@ def main() -> None:
     subnets = list(chosen.overlay.subnets(new_prefix=SUBNET_LENGTH))
     own, peer = subnets[chosen.number], subnets[3 - chosen.number]
     worker = table(chosen, own, peer)
+    if chosen.sched_batch:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # the loops' threads inherit it
     stop = os.eventfd(0, os.EFD_NONBLOCK)
     with front_door(chosen, own) as tun, street_door(chosen, chosen.port) as udp, street_door(chosen, 0) as path:
         ways = [worker.both_ways] if chosen.threads == 1 else [worker.tun_to_udp, worker.udp_to_tun]

@@ -6,9 +6,10 @@ in microseconds.
 """
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,20 +59,30 @@ def udp(contender: Contender, seconds: float, size: int) -> Sample:
     return {"pps": pps, "sent_pps": sent_pps, "lost": max(0.0, 1 - pps / sent_pps), "packets": pps * seconds}
 
 
-def ask(contender: Contender, seconds: float, size: int) -> Sample:
-    """One datagram there, one back, and the next."""
-    _, told = _pair(contender, "echo", "ask", size, seconds)
+def ask(contender: Contender, seconds: float, size: int, *, apart: bool) -> Sample:
+    """One datagram there, one back, and the next; `apart`: the two ends on different processors, as on two hosts."""
+    _, told = _pair(contender, "echo", "ask", size, seconds, _two_processors() if apart else [])
     if "p50" not in told:
         raise Failed("no answer came")
     return told
 
 
-def _pair(contender: Contender, there: str, here: str, size: int, seconds: float) -> tuple[Sample, Sample]:
-    """Run the two roles of traffic.py at the two nodes; return what each told."""
+def _two_processors() -> list[str]:
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        raise Failed("two processors are needed")
+    return [f"{usable[0]}", f"{usable[1]}"]
+
+
+def _pair(
+    contender: Contender, there: str, here: str, size: int, seconds: float, pinned: Sequence[str] = ()
+) -> tuple[Sample, Sample]:
+    """Run the two roles of traffic.py at the two nodes, each on its processor; return what each told."""
     options = (f"{contender.target}", f"{PORT}", f"{size}")
     cable = contender.cable
-    first = _start(cable.two, there, *options, f"{seconds}")
-    second = _start(cable.one, here, *options, f"{seconds + (0.5 if there == 'sink' else 0)}")
+    first = _start(cable.two, there, *options, f"{seconds}", *pinned[:1])
+    longer = 0.5 if there == "sink" else 0.0
+    second = _start(cable.one, here, *options, f"{seconds + longer}", *pinned[1:])
     try:
         told = [json.loads(process.communicate(timeout=seconds + 20)[0]) for process in (first, second)]
     except (ValueError, subprocess.TimeoutExpired) as error:
@@ -98,7 +109,8 @@ LOADS: dict[str, Callable[[Contender, float], Sample]] = {
         for flows in (1, 4, 16)
     },
     **{f"udp-{size}": partial(udp, size=size) for size in (64, 512, 1400)},
-    "ask": partial(ask, size=64),
+    "ask": partial(ask, size=64, apart=False),
+    "ask-apart": partial(ask, size=64, apart=True),
 }
 
 

@@ -5,12 +5,14 @@
     traffic.py echo ADDRESS PORT SIZE SECONDS     answer each datagram
     traffic.py ask ADDRESS PORT SIZE SECONDS      send one, wait for its answer, and so on; prints times in microseconds
 
-Each prints "ready" first. sendmmsg and recvmmsg (through ctypes) keep the cost of the load generator, which shares the
-machine with what is measured, small: 64 datagrams in one call, each a datagram of its own for the kernel from there on.
+A further argument pins the program to one processor. Each prints "ready" first. sendmmsg and recvmmsg (through ctypes)
+keep the cost of the load generator, which shares the machine with what is measured, small: 64 datagrams in one call,
+each a datagram of its own for the kernel from there on.
 """
 
 import ctypes
 import json
+import os
 import socket
 import struct
 import sys
@@ -147,7 +149,9 @@ ROLES: dict[str, Callable[[tuple[str, int], int, float], dict[str, float]]] = {
 
 
 def main() -> None:
-    role, address, port, size, seconds = sys.argv[1:]
+    role, address, port, size, seconds, *cpu = sys.argv[1:]
+    if cpu:
+        os.sched_setaffinity(0, {int(cpu[0])})
     print(json.dumps(ROLES[role]((address, int(port)), int(size), float(seconds))), flush=True)
 
 
