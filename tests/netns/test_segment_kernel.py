@@ -6,12 +6,10 @@ The kernel divides where it hands the packet to a device that cannot: tcp_gso_se
 also a hop, so ours is given the packet one hop older.
 """
 
-import array
 import contextlib
 import fcntl
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,32 +18,14 @@ import pytun
 
 from flannel_udp._probe import segment
 
-from ..conftest import require, require_commands, require_tun, wait_until
+from ..conftest import require_commands, require_tun, wait_until
 from ..dataplane.packets import hop
 from ..dataplane.super_packets import BULK4, BULK6, TIMESTAMPS, UDP4, UDP6, Flow, text
+from .ethtool import offloads_off
 from .topology import Place
 
 TUNSETOFFLOAD, TUN_OFFLOADS = 0x400454D0, 0x6F  # linux/if_tun.h: CSUM, TSO4, TSO6, ECN, USO4, USO6
-SIOCETHTOOL = 0x8946  # linux/sockios.h
-ETHTOOL_STXCSUM, ETHTOOL_SSG, ETHTOOL_STSO, ETHTOOL_SGSO, ETHTOOL_SGRO = 0x17, 0x19, 0x1F, 0x24, 0x2C  # linux/ethtool.h
 ETH_P_ALL = 3
-
-
-def ethtool(interface: str, command: int, value: int) -> None:
-    """Set one of a device's old switches, in the namespace that this thread is in."""
-    wanted = array.array("I", [command, value])
-    request = struct.pack("16sQ", interface.encode(), wanted.buffer_info()[0]) + bytes(16)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-        fcntl.ioctl(asker.fileno(), SIOCETHTOOL, request)
-
-
-def offloads_off(interface: str) -> None:
-    """Have the kernel divide and sum before this device."""
-    for command in (ETHTOOL_SGRO, ETHTOOL_SGSO, ETHTOOL_STSO, ETHTOOL_SSG, ETHTOOL_STXCSUM):
-        try:
-            ethtool(interface, command, 0)
-        except OSError as error:
-            require(False, f"needs a veth whose offloads can be switched off: {error.strerror}")
 
 
 class Divider:

@@ -1,0 +1,305 @@
+"""Bulk traffic through two whole data planes: every byte the same, every datagram received once, in order, or counted.
+
+FLANNEL_UDP_LONG=1 (make test-long) gives transfers their full size and the matrix all its cells.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise, product
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from flannel_udp._dataplane import UDP_PORT
+from flannel_udp.forwarder import Loops
+
+from ..conftest import DEADLINE, require_tun, wait_until
+from ..dataplane.packets import naive_checksum
+from .agent import Agent, subnet_of
+from .ethtool import offloads_off
+from .topology import Topology
+
+MakePair: TypeAlias = Callable[..., tuple[Agent, Agent]]
+
+LONG = "FLANNEL_UDP_LONG" in os.environ
+SIZE = 1 << 30 if LONG else 64 << 20
+PART = 64 << 20 if LONG else 16 << 20
+"""Bytes where one factor is changed."""
+BLOCK = os.urandom(1 << 20)
+RUN = 127
+"""Datagrams in a message, at most."""
+UDP_SEGMENT = 103  # linux/udp.h
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+
+
+def checksum_errors(agent: Agent) -> int:
+    """InCsumErrors of TCP and UDP on a node."""
+
+    def read() -> int:
+        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+        six = Path("/proc/thread-self/net/snmp6").read_text()
+        found = sum(int(count) for count in re.findall(r"^Udp6InCsumErrors\s+(\d+)", six, re.MULTILINE))
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            if names.startswith(("Tcp:", "Udp:")):
+                found += int(values.split()[names.split().index("InCsumErrors")])
+        return found
+
+    return agent.node.call(read)
+
+
+@pytest.fixture
+def pair(topology: Callable[..., Topology]) -> Iterator[MakePair]:
+    """Make two agents that know each other; at the end no checksum was wrong and the counters' law holds."""
+    require_tun()
+    made: list[Agent] = []
+
+    def make(family: int = 4, *, mtu: int = 1500, tun_mtus: tuple[int, int] = (0, 0), off: tuple[str, ...] = (),
+             far_off: tuple[str, ...] | None = None, threads: int = 2) -> tuple[Agent, Agent]:
+        nodes = topology(2, mtu).nodes
+        offs = (off, off if far_off is None else far_off)
+        made.extend(Agent(node, family, loops=Loops(threads), off=less) for node, less in zip(nodes, offs, strict=True))
+        one, two = made
+        one.knows(two)
+        two.knows(one)
+        for agent, tun_mtu in zip(made, tun_mtus, strict=True):
+            if tun_mtu:
+                agent.node.ip(f"link set {agent.tun.name} mtu {tun_mtu}")
+        return one, two
+
+    yield make
+    with contextlib.ExitStack() as closing:
+        for agent in made:
+            closing.callback(agent.close)
+        assert [checksum_errors(agent) for agent in made] == [0] * len(made)
+        assert [agent.exits for agent in made] == [[]] * len(made)
+
+
+def transfer(client: Agent, server: Agent, size: int, salt: int = 0) -> None:
+    """Send bytes over TCP and compare their hashes."""
+    sent, block = hashlib.sha256(), struct.pack("!I", salt) + BLOCK[4:]
+    with server.node.entered():
+        listener = socket.create_server((f"{server.tunnel}", 0), family=family_of(server))
+    listener.settimeout(DEADLINE)
+
+    def receive() -> str:
+        digest = hashlib.sha256()
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(DEADLINE)
+            while received := connection.recv(1 << 20):
+                digest.update(received)
+        return digest.hexdigest()
+
+    with listener, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive)
+        with client.node.entered():
+            connection = socket.create_connection(listener.getsockname()[:2], DEADLINE)
+        with connection:
+            for _ in range(size // len(block)):
+                connection.sendall(block)
+                sent.update(block)
+        assert received.result() == sent.hexdigest()
+
+
+def family_of(agent: Agent) -> socket.AddressFamily:
+    return socket.AF_INET if agent.family == 4 else socket.AF_INET6
+
+
+def both_ways(one: Agent, two: Agent, size: int, flows: int = 1) -> None:
+    """TCP in each direction, one after the other, in so many flows that share the size."""
+    for client, server in ((one, two), (two, one)):
+        with ThreadPoolExecutor(flows) as pool:
+            done = [pool.submit(transfer, client, server, size // flows, salt) for salt in range(flows)]
+        for flow in done:
+            flow.result()
+
+
+def segments_per_message(agent: Agent) -> float:
+    counters = agent.forwarder.counters()["out"]
+    return counters.outcomes["sent"] / counters.events["messages"]
+
+
+@pytest.mark.timeout(0 if LONG else 120)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("flows", [1, 8, 64] if LONG else [1, 8])
+def test_tcp_both_ways(pair: MakePair, flows: int, threads: int) -> None:
+    one, two = pair(threads=threads)
+    both_ways(one, two, SIZE, flows)
+    assert segments_per_message(one) > 2, "super-packets leave as runs"
+
+
+@pytest.mark.timeout(0 if LONG else 120)
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("off", [("tun",), ("udp_segment",), ("udp_gro",), ("tun", "udp_segment", "udp_gro")],
+                         ids="-".join)
+def test_with_an_offload_switched_off(pair: MakePair, family: int, off: tuple[str, ...]) -> None:
+    one, two = pair(family, off=off)
+    both_ways(one, two, PART)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_far_side_that_reads_one_packet_per_datagram(pair: MakePair, family: int) -> None:
+    """The wire is unchanged: a peer with none of this understands."""
+    one, two = pair(family, far_off=("tun", "udp_segment", "udp_gro"))
+    both_ways(one, two, PART)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_over_a_link_without_offloads(pair: MakePair, family: int) -> None:
+    one, two = pair(family)
+    for agent in (one, two):
+        agent.node.call(offloads_off, agent.node.interface)
+    both_ways(one, two, PART)
+
+
+@pytest.mark.parametrize(("mtu", "tun_mtus"), [
+    (1500, (1280, 1280)), (9000, (8972, 8972)), (65535, (65507, 65507)), (1500, (1472, 1000)), (9000, (1280, 8972)),
+], ids=str)
+def test_mtus(pair: MakePair, mtu: int, tun_mtus: tuple[int, int]) -> None:
+    one, two = pair(mtu=mtu, tun_mtus=tun_mtus)
+    both_ways(one, two, PART)
+
+
+if LONG:
+
+    @pytest.mark.timeout(0)
+    @pytest.mark.parametrize("family", [4, 6])
+    @pytest.mark.parametrize("off", [(), ("tun",), ("udp_segment",), ("udp_gro",)], ids=str)
+    @pytest.mark.parametrize(("threads", "plain_link", "mtu"), product([1, 2], [False, True], [1500, 9000, 65535]))
+    def test_the_full_product(pair: MakePair, family: int, off: tuple[str, ...], threads: int,
+                              plain_link: bool, mtu: int) -> None:
+        one, two = pair(family, mtu=mtu, tun_mtus=(mtu - 48, mtu - 48), off=off, threads=threads)
+        for agent in (one, two) if plain_link else ():
+            agent.node.call(offloads_off, agent.node.interface)
+        both_ways(one, two, PART, 8)
+
+
+def drops_of(port: int, family: int) -> int:
+    """Datagrams that a socket of this namespace had no room for, by its port."""
+    table = Path("/proc/thread-self/net", "udp" if family == 4 else "udp6").read_text().splitlines()[1:]
+    return sum(int(line.split()[-1]) for line in table if int(line.split()[1].rsplit(":", 1)[1], 16) == port)
+
+
+def tun_drops(agent: Agent) -> int:
+    """Packets for which the TUN's queue had no room."""
+    shown = agent.node.call(Path("/proc/thread-self/net/dev").read_text)
+    line = next(line for line in shown.splitlines() if line.strip().startswith(f"{agent.tun.name}:"))
+    return int(line.split(":")[1].split()[11])
+
+
+class Sequenced:
+    """UDP flows whose datagrams are numbered, into one socket."""
+
+    def __init__(self, source: Agent, sink: Agent) -> None:
+        self.source, self.family = source, source.family
+        with sink.node.entered():
+            self.sink = socket.socket(family_of(sink), socket.SOCK_DGRAM)
+        self.sink_agent = sink
+        self.sink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
+        self.sink.bind((f"{sink.tunnel}", 0))
+        self.sink.settimeout(0.2)
+        self.seen: dict[int, list[int]] = {}
+        self.done = False
+
+    def send(self, flow: int, count: int, size: int, segment: int) -> None:
+        """Send at full rate; `segment`: so many datagrams per call."""
+        with self.source.node.entered():
+            sender = socket.socket(family_of(self.source), socket.SOCK_DGRAM)
+        with sender:
+            sender.bind((f"{self.source.tunnel}", 0))
+            sender.connect(self.sink.getsockname()[:2])
+            if segment > 1:
+                sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+            for first in range(0, count, segment):
+                sender.send(b"".join(struct.pack("!II", flow, first + i).ljust(size, b"\x5a") for i in range(segment)))
+
+    def lost(self) -> int:
+        """How many datagrams the last socket had no room for."""
+        return self.sink_agent.node.call(drops_of, self.sink.getsockname()[1], self.family)
+
+    def complete(self) -> bool:
+        """Whether all that was delivered is received, or was lost at the last socket."""
+        received = sum(len(numbers) for numbers in self.seen.values())
+        return self.sink_agent.forwarder.counters()["in"].outcomes["delivered"] <= received + self.lost()
+
+    def receive(self) -> None:
+        while True:
+            try:
+                data = self.sink.recv(2048)
+            except TimeoutError:
+                if self.done and self.complete():
+                    return
+                continue
+            flow, number = struct.unpack_from("!II", data)
+            assert data[8:] == b"\x5a" * (len(data) - 8)
+            self.seen.setdefault(flow, []).append(number)
+
+    def run(self, flows: int, count: int, size: int, segment: int) -> int:
+        """Send, receive what comes, and return how many the last socket had no room for."""
+        with ThreadPoolExecutor(flows + 1) as pool:
+            receiver = pool.submit(self.receive)
+            for sending in [pool.submit(self.send, flow, count, size, segment) for flow in range(flows)]:
+                sending.result()
+            self.done = True
+            receiver.result()
+        lost = self.lost()
+        self.sink.close()
+        return lost
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(("size", "segment"), [(64, 1), (1400, 1), (64, 40), (1400, 20)])
+@pytest.mark.parametrize("flows", [1, 3])
+def test_udp_at_full_rate(pair: MakePair, family: int, size: int, segment: int, flows: int) -> None:
+    """No reordering in a flow, no duplicate, and the path's counters tell where each missing datagram went."""
+    count = 120_000 if LONG else 12_000
+    one, two = pair(family)
+    sequenced = Sequenced(one, two)
+    lost = sequenced.run(flows, count, size, segment)
+    for flow, numbers in sequenced.seen.items():
+        assert all(a < b for a, b in pairwise(numbers)), f"flow {flow}: reordered or doubled"
+    received = sum(len(numbers) for numbers in sequenced.seen.values())
+    wait_until(lambda: two.forwarder.counters()["in"].law_holds, "the traffic rests")
+    out, into = one.forwarder.counters()["out"], two.forwarder.counters()["in"]
+    outer_lost = two.node.call(drops_of, UDP_PORT, family)
+    # The kernel drops whole frames and messages, and counts each as one.
+    before = count * flows - out.outcomes["sent"]
+    assert out.outcomes["sent"] == out.packets - out.outcomes["out_of_network"]
+    assert 0 <= before <= tun_drops(one) * segment
+    between = out.outcomes["sent"] - into.packets
+    assert 0 <= between <= outer_lost * RUN
+    assert into.outcomes["delivered"] == received + lost
+    assert received > 0
+
+
+def test_a_plain_socket_reads_one_packet_per_datagram(topology: Callable[..., Topology]) -> None:
+    """A peer that is nothing but a UDP socket: a message of many datagrams is to it what it always was."""
+    require_tun()
+    near, far = topology(2).nodes
+    agent = Agent(near)
+    try:
+        agent.forwarder.set_peer(subnet_of(2), far.address, UDP_PORT)
+        agent.forwarder.publish()
+        with far.entered():
+            plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with near.entered():
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with plain, sender:
+            plain.bind((f"{far.address}", UDP_PORT))
+            plain.settimeout(DEADLINE)
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+            sender.sendto(BLOCK[:20_500], (f"{subnet_of(2)[9]}", 7))
+            received = [plain.recv(1 << 16) for _ in range(21)]
+        assert agent.events("out")["super_packets"] == 1
+        assert b"".join(one[28:] for one in received) == BLOCK[:20_500]
+        assert [len(one) for one in received] == [1028] * 20 + [528]
+        assert all(naive_checksum(one[:20]) == b"\0\0" for one in received)
+    finally:
+        agent.close()
