@@ -4,7 +4,7 @@
 # into memory of exactly its size first, so that a sanitizer sees a read of one byte too many.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from batch cimport Packet
@@ -21,7 +21,7 @@ from icmp cimport (ERROR_MAX, Limiter, icmp_allowed_ipv4, icmp_allowed_ipv6, icm
                    limiter_take)
 from inner cimport inner_check
 from peer cimport AF_INET, AF_INET6, Peer, Underlay, peer_enter, peer_find, peer_leave
-from rcu cimport RCU_READERS, Rcu, Reader, Retired, rcu_offline, rcu_online, rcu_publish, rcu_reclaim
+from rcu cimport RCU_READERS, Rcu, Reader, Retired, rcu_new, rcu_offline, rcu_online, rcu_publish, rcu_reclaim
 from wire.arp cimport ArpHeader
 from wire.ethernet cimport EthernetHeader
 from wire.icmp cimport IcmpHeader
@@ -333,7 +333,7 @@ cdef class RcuTrial:
     cdef readonly int allocated
 
     def __cinit__(self):
-        self.rcu = <Rcu *>calloc(1, sizeof(Rcu))
+        self.rcu = rcu_new()
         if self.rcu == NULL:
             raise MemoryError
         self.publish(1)
