@@ -12,7 +12,7 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flannel_udp import control, logs
 from flannel_udp.backend import backend_of
@@ -48,11 +48,12 @@ if TYPE_CHECKING:
     from flannel_udp.options import NodeOptions
 
 _log = logs.get("daemon")
+R = TypeVar("R")
 
-# Our choices, in seconds: how often the data plane is asked what the log should say; how often a missing configuration
-# is asked for (flannel's); between tries to get a lost lease back, at first and at most; how long the first peers are
-# waited for; how long a question over the control socket may wait for the owner.
-TICK, CONFIG_RETRY, LEASE_RETRY_MIN, LEASE_RETRY_MAX, FIRST_PEERS, PATIENCE = 1.0, 1.0, 0.5, 30.0, 5.0, 3.0
+# Our choices, in seconds: how often the data plane is asked what the log should say; how often the start asks for what
+# the registry does not give yet (flannel's); between tries to get a lost lease back, at first and at most; how long the
+# first peers are waited for; how long a question over the control socket may wait for the owner.
+TICK, START_RETRY, LEASE_RETRY_MIN, LEASE_RETRY_MAX, FIRST_PEERS, PATIENCE = 1.0, 1.0, 0.5, 30.0, 5.0, 3.0
 
 _Event: TypeAlias = LoopEnded | LinkEvent | SubnetEvent
 
@@ -115,7 +116,7 @@ class Daemon:
         self._peers = PeerRoutes(backend, self._path.forwarder)
         self._stack.callback(self._path.close)
         self._path.prepare()
-        lease = self._inbox.wait(self._manager.acquire, backend.attrs())
+        lease = self._insist("a lease", (RegistryUnavailable,), self._manager.acquire, backend.attrs())
         _log.info("lease acquired", lease=lease.key)
         self._path.open(lease)
         for line in self._path.warnings():
@@ -127,20 +128,25 @@ class Daemon:
         self._tell_ready()
 
     def _fetch_config(self) -> NetworkConfig:
-        """The network configuration, waited for as long as it takes; each cause is told once."""
+        """The network configuration, waited for as long as it takes."""
+        despite = (NoConfig, RegistryUnavailable, ConfigError)
+        config = self._insist("the network configuration", despite, self._manager.config)
+        if config.enable_ipv6 and config.backend_type == "udp":
+            _log.warning("the udp backend carries IPv4 only: the IPv6 subnet is leased but has no tunnel")
+        return config
+
+    def _insist(self, what: str, despite: tuple[type[FlannelUdpError], ...], call: Callable[..., R],
+                *args: object) -> R:
+        """Call again and again despite these errors; each cause is told once."""
         told = ""
         while True:
             try:
-                config = self._inbox.wait(self._manager.config)
-            except (NoConfig, RegistryUnavailable, ConfigError) as error:
+                return self._inbox.wait(call, *args)
+            except despite as error:
                 if str(error) != told:
                     told = str(error)
-                    _log.warning("waiting for the network configuration", reason=error)
-                self._inbox.pause(CONFIG_RETRY)
-                continue
-            if config.enable_ipv6 and config.backend_type == "udp":
-                _log.warning("the udp backend carries IPv4 only: the IPv6 subnet is leased but has no tunnel")
-            return config
+                    _log.warning(f"waiting for {what}", reason=error)
+                self._inbox.pause(START_RETRY)
 
     def _await_peers(self) -> None:
         """Route to the peers that are there before others are told that this node is ready."""

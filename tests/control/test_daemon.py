@@ -51,7 +51,7 @@ class Node:
         monkeypatch.setattr(daemon, "LinkMonitor", self.links.monitor)
         monkeypatch.setattr(daemon, "backend_of", lambda _: self.backend)
         monkeypatch.setattr(path_module, "host_warnings", lambda *_: [])
-        for name, value in {"TICK": 0.02, "CONFIG_RETRY": 0.01, "LEASE_RETRY_MIN": 0.01, "FIRST_PEERS": 0.2}.items():
+        for name, value in {"TICK": 0.02, "START_RETRY": 0.01, "LEASE_RETRY_MIN": 0.01, "FIRST_PEERS": 0.2}.items():
             monkeypatch.setattr(daemon, name, value)
         for name in ("DELAY_MIN", "DELAY_MAX"):
             monkeypatch.setattr(path_module, name, 0.01)
@@ -139,6 +139,20 @@ def test_configuration_is_waited_for_and_each_cause_is_told_once(
     node.manager.configs = [*[NoConfig("none yet")] * 3, *[RegistryUnavailable("away")] * 2, ConfigError("bad"), CONFIG]
     with node.running():
         assert [said.getvalue().count(f"reason={word}") for word in ('"none yet"', "away", "bad")] == [1, 1, 1]
+
+
+def test_registry_that_fails_between_configuration_and_lease_is_waited_for(node: Node, said: io.StringIO) -> None:
+    node.manager.leases = [*[RegistryUnavailable("away")] * 3, lease("10.5.1.0/24")]
+    with node.running():
+        assert node.manager.deeds == ["config", *["acquire"] * 4]
+        assert told(said, 'event="waiting for a lease" reason=away') == 1
+
+
+def test_stop_while_the_registry_does_not_come_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "START_RETRY", 60.0)
+    node.manager.leases = [RegistryUnavailable("away")]
+    with node.started():
+        wait_until(lambda: "acquire" in node.manager.deeds, "it waits")
 
 
 @pytest.mark.parametrize("step", ["config", "acquire"])
