@@ -21,7 +21,8 @@ from icmp cimport (ERROR_MAX, Limiter, icmp_allowed_ipv4, icmp_allowed_ipv6, icm
                    limiter_take)
 from inner cimport inner_check
 from peer cimport AF_INET, AF_INET6, Peer, Underlay, peer_enter, peer_find, peer_leave
-from rcu cimport RCU_READERS, Rcu, Reader, Retired, rcu_new, rcu_offline, rcu_online, rcu_publish, rcu_reclaim
+from rcu cimport (RCU_READERS, Rcu, Reader, Retired, rcu_free, rcu_new, rcu_offline, rcu_online,
+                  rcu_publish, rcu_reclaim)
 from wire.arp cimport ArpHeader
 from wire.ethernet cimport EthernetHeader
 from wire.icmp cimport IcmpHeader
@@ -339,13 +340,7 @@ cdef class RcuTrial:
         self.publish(1)
 
     def __dealloc__(self):
-        cdef Retired *block = self.rcu.oldest
-        while block != NULL:
-            self.rcu.oldest = block.next
-            free(block)
-            block = self.rcu.oldest
-        free(self.rcu.current)
-        free(self.rcu)
+        rcu_free(self.rcu)
 
     def publish(self, uint64_t stamp):
         """Publish a block full of `stamp`; free what no reader can hold; return how many blocks remain."""

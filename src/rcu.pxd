@@ -15,6 +15,7 @@
 # it again.
 
 from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 cdef extern from "<stdlib.h>" nogil:
@@ -57,11 +58,24 @@ cdef struct Rcu:
 
 
 cdef inline Rcu *rcu_new() noexcept nogil:
-    """Allocate one with nothing published; NULL if memory is short. free() gives it back."""
+    """Allocate one with nothing published; NULL if memory is short."""
     cdef Rcu *rcu = <Rcu *>aligned_alloc(CACHE_LINE, sizeof(Rcu))
     if rcu != NULL:
         memset(rcu, 0, sizeof(Rcu))
     return rcu
+
+
+cdef inline void rcu_free(Rcu *rcu) noexcept nogil:
+    """Free all that was published and the Rcu itself (or NULL), when there is no reader any more."""
+    cdef Retired *block
+    if rcu == NULL:
+        return
+    while rcu.oldest != NULL:
+        block = rcu.oldest
+        rcu.oldest = block.next
+        free(block)
+    free(rcu.current)
+    free(rcu)
 
 
 cdef inline void *rcu_online(Rcu *rcu, Reader *reader) noexcept nogil:

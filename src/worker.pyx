@@ -23,7 +23,7 @@ from fib cimport (FIB_MAX_CELLS, FIRST_PEER as FIRST_PEER_SLOT, SLOT_NONE, SLOT_
                   fib_hash_set)
 from forward cimport next_hop
 from peer cimport AF_INET, AF_INET6, COAT_MAX, Peer, Underlay, peer_enter, peer_leave
-from rcu cimport RCU_READERS, Rcu, Retired, rcu_new, rcu_passed, rcu_publish, rcu_reclaim
+from rcu cimport RCU_READERS, Rcu, Retired, rcu_free, rcu_new, rcu_passed, rcu_publish, rcu_reclaim
 from tun_to_udp cimport tun_to_udp
 from udp_to_tun cimport udp_to_tun
 from way cimport Way
@@ -158,15 +158,7 @@ cdef class Builder:
         self.publish()
 
     def __dealloc__(self):
-        cdef Retired *block
-        if self.rcu != NULL:
-            block = self.rcu.oldest
-            while block != NULL:
-                self.rcu.oldest = block.next
-                free(block)
-                block = self.rcu.oldest
-            free(self.rcu.current)
-        free(self.rcu)
+        rcu_free(self.rcu)
         free(self.spare)
         free(self.draft)
 
