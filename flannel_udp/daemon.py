@@ -310,10 +310,13 @@ class Daemon:
         """In the control socket's thread."""
         return self._inbox.ask(request, PATIENCE)
 
-    def _reply(self, request: dict[str, Any]) -> dict[str, Any] | FlannelUdpError:
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any] | Exception:
         if request.get("command") != "status":
             return ControlError(f"this daemon knows no command {request.get('command')!r}, only status")
-        return status(self._started_at, self._external, self._path, self._peers, self._problems)
+        try:
+            return status(self._started_at, self._external, self._path, self._peers, self._problems)
+        except Exception as error:  # whatever it is, the control socket tells the asker and the log; packets go on
+            return error
 
 
 def run(options: NodeOptions) -> int:

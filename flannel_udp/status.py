@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from flannel_udp import logs
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from flannel_udp.underlay import ExternalInterface
 
 _log = logs.get("daemon")
+
+try:
+    # Of the program that runs: by the time of a question another may be installed, or none.
+    VERSION = version("flannel-udp")
+except PackageNotFoundError:
+    VERSION = "not installed"
 
 
 class Problems:
@@ -50,7 +56,7 @@ def status(started_at: float, external: ExternalInterface, path: DataPath, peers
     lease = path.lease
     assert lease is not None
     return {
-        "version": version("flannel-udp"),
+        "version": VERSION,
         "pid": os.getpid(),
         "started_at": started_at,
         "backend": path.backend.name,

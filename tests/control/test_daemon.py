@@ -5,6 +5,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from ipaddress import IPv4Network, ip_interface
 from pathlib import Path
 from types import SimpleNamespace
@@ -396,3 +397,26 @@ def test_living_control_socket_is_given_way_to(node: Node, said: io.StringIO) ->
     finally:
         server.close()
     assert told(said, "another daemon listens at") == 1
+
+
+def test_a_question_that_cannot_be_answered_costs_no_packets(
+        node: Node, said: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    with node.running():
+        with monkeypatch.context() as patch:
+            patch.setattr(node.plane, "peers", fail)
+            with pytest.raises(ControlError, match="a bug"):
+                control.ask(control.socket_path(node.options.run_dir), {"command": "status"})
+        assert node.plane.running
+        assert node.asked()
+    assert told(said, "request failed") == 1
+
+
+def test_status_reads_nothing_of_an_installation_that_may_be_gone(
+        node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with node.running():
+        version = (node.asked() or {})["version"]
+        monkeypatch.setattr("importlib.metadata.distribution", PackageNotFoundError)
+        assert (node.asked() or {})["version"] == version
