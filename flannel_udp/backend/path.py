@@ -138,7 +138,7 @@ class DataPath:
         """Close what is left, to be opened anew by mend()."""
         self.close()
         now = time.monotonic()
-        if now - self._opened_at > HELD:
+        if self.retry_at is None and now - self._opened_at > HELD:  # a retry that fails was never open
             self._delay = DELAY_MIN
         self.trouble, self.retry_at = reason, now + self._delay
         _log.warning("data path broken", reason=reason, retry_in=f"{self._delay:.1f}s")
