@@ -133,8 +133,11 @@ class Forwarder:
     def set_peer(self, subnet: Network, underlay: Address, port: int, coat: bytes = b"") -> None:
         """Send a subnet to a node, or move it there.
 
-        Raises LeaseError if the subnet does not fit the network or is this node's own.
+        Raises LeaseError if the subnet does not fit the network or is this node's own, or the address is of the other
+        family; nothing is changed then.
         """
+        if underlay.version != self._network.version:
+            raise LeaseError(f"{subnet}: {underlay} is no IPv{self._network.version} address")
         if subnet == self._own:
             raise LeaseError(f"{subnet} is this node's own subnet")
         slot = self._slots.get(subnet)
@@ -277,6 +280,8 @@ class Forwarder:
 
     def _slot_number(self) -> int:
         """Choose a slot: one that went and whose grace period is over, else one never used."""
+        if not self._free and self._next_slot >= self._builder.slot_limit:
+            self.publish()  # those that went since the last publish are all there is; no route leads to them any more
         if not self._free:
             return self._next_slot
         epoch, number = self._free[0]
