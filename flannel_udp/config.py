@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_PORT
 from flannel_udp.errors import ConfigError
+from flannel_udp.foreign_json import read_json
 
 # flannel's backends; which of them this program has is for the table in backend/ to say.
 BACKEND_TYPES: Final = ("udp", "vxlan", "host-gw", "wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc")
@@ -183,10 +184,9 @@ def _read_object(text: str) -> dict[str, Any]:
         raise ValueError(f"{name} is no JSON number")
 
     try:
-        value = json.loads(text, object_pairs_hook=keep_last, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"network configuration is not JSON: {problem}") from None
+        value = read_json(text, object_pairs_hook=keep_last, parse_constant=refuse_constant)
+    except ValueError as error:
+        raise ConfigError(f"network configuration is not JSON: {error}") from None
     if not isinstance(value, dict):
         _refuse("network configuration", value, 'a JSON object, for example {"Network": "10.5.0.0/16"}')
     return value
@@ -224,7 +224,8 @@ def _read_network(family: _Family[N, A]) -> _Reader:
     def read(key: str, value: object) -> N:
         right = f'an address, a slash and a length in quotes, for example "{family.example}"'
         address, _, length = value.partition("/") if isinstance(value, str) else ("", "", "")
-        if not (length.isascii() and length.isdigit() and int(length) <= family.bits and "%" not in address):
+        length = length.lstrip("0") or length[:1]  # Python refuses to read thousands of digits
+        if not (length.isascii() and length.isdigit() and len(length) <= 3 and "%" not in address):
             _refuse(key, value, right)
         try:
             return family.make_network((int(family.make_address(address)), int(length)))

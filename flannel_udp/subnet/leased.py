@@ -47,6 +47,7 @@ _WAIT_MAX: Final = 60.0  # our choice: seconds; how late a stepped clock is noti
 _BACKOFF_MIN: Final = 0.1  # specification: flannel's reconnection delays
 _BACKOFF_MAX: Final = 5.0
 _CLOSE_SECONDS: Final = 1.0
+_KEY_SHOWN: Final = 64  # our choice: characters of a key in the log
 
 
 class LeasedSubnetManager:
@@ -244,7 +245,8 @@ class LeasedSubnetManager:
     def _tell(self, events: list[SubnetEvent], skipped: tuple[tuple[str, str], ...]) -> None:
         self.counters["skipped_keys"] += len(skipped)
         for key, problem in skipped:
-            events.append(Trouble("skipped-key", f"{key}: {problem}; skipped"))
+            shown = key if len(key) <= _KEY_SHOWN else f"{key[:_KEY_SHOWN]}..."
+            events.append(Trouble("skipped-key", f"{shown}: {problem}; skipped"))
         for event in events:
             self._post(event)
 

@@ -106,6 +106,11 @@ def test_what_changes_nothing(more: str) -> None:
         assert getattr(config, field) == getattr(least, field)
 
 
+def test_zeros_before_a_length_are_read_as_go_reads_them() -> None:
+    config = parse_network_config('{"Network":"10.5.0.0/' + "0" * 5000 + '16"}')
+    assert config.network == IPv4Network("10.5.0.0/16")
+
+
 def test_the_last_of_equal_keys_counts_whatever_its_case() -> None:
     text = '{"Network":"10.1.0.0/16","network":"10.2.0.0/16","Network":"10.3.0.0/16"}'
     assert parse_network_config(text).network == IPv4Network("10.3.0.0/16")
@@ -127,6 +132,9 @@ REFUSED = [
     ('{"Network":10}', "Network 10", "in quotes"),
     ('{"Network":"10.5.0.0"}', 'Network "10.5.0.0"', "a slash and a length"),
     ('{"Network":"10.5.0.0/255.255.0.0"}', "Network", "a slash and a length"),
+    ('{"Network":"10.5.0.0/' + "1" * 5000 + '"}', "Network", "a slash and a length"),
+    ('{"Network":"10.5.0.0/16","X":' + "1" * 5000 + "}", "not JSON", "digits"),
+    ('{"Network":' + "[" * 992 + "]" * 992 + "}", "not JSON", "deep"),
     ('{"Network":"10.5.0.0/33"}', 'Network "10.5.0.0/33"', "length"),
     ('{"Network":"10.5.0.00/16"}', 'Network "10.5.0.00/16"', ""),
     ('{"Network":"fd00::/48"}', 'Network "fd00::/48"', "10.5.0.0/16"),

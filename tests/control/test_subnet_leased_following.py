@@ -66,6 +66,28 @@ def test_an_unreadable_key_is_named_and_touches_no_peer(world: World, value: byt
     assert sorted(manager.skipped) == ["10.5.2.0-24", "not-a-subnet"]
 
 
+HOSTILE = ["10.5.52.0-" + "9" * 5000, "10.5.8.0-24", "1." + "1" * 5000, "\x00\n\x1b[2J", "&" * 300, ""]
+
+
+def test_hostile_keys_touch_no_peer_and_do_not_end_the_following(world: World) -> None:
+    deep = b'{"PublicIP":"8.8.8.8","BackendData":' + b"[" * 900 + b"]" * 900 + b"}"
+    for key in HOSTILE[::2]:
+        world.put(key, deep)
+    events = Events(world.manager())
+    events.next(PeersReset)
+    for key in HOSTILE[1::2]:
+        world.put(key, deep)
+    world.lease("10.5.3.0-24", "3.3.3.3")
+    assert [lease.key for lease in events.next(PeersChanged).put] == ["10.5.3.0-24"]
+    world.overwrite("10.5.8.0-24", deep.replace(b"900", b"901"))
+    world.lease("10.5.4.0-24", "4.4.4.4")
+    assert [lease.key for lease in events.next(PeersChanged).put] == ["10.5.4.0-24"]
+    troubles = [event for event in [*events.seen, *events.drain()] if isinstance(event, Trouble)]
+    assert {event.cause for event in troubles} == {"skipped-key"}
+    assert len(troubles) == len(HOSTILE)
+    assert max(len(event.detail) for event in troubles) < 200
+
+
 def test_what_overlaps_the_own_lease_is_no_peer(world: World) -> None:
     manager = world.manager(previous=(IPv4Network("10.5.1.0/24"), None))
     manager.acquire(attrs("1.1.1.1"))
