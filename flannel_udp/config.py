@@ -26,7 +26,10 @@ UDP_MTU_MIN: Final = IPV4_MTU_MIN + UDP_OVERHEAD_V4
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """A valid network configuration, defaults filled in; a family that is not enabled has no network and length 0."""
+    """A valid network configuration, defaults filled in; a family that is not enabled has no network and length 0.
+
+    Two are equal if they mean the same, whatever their text.
+    """
 
     enable_ipv4: bool
     enable_ipv6: bool
@@ -41,7 +44,7 @@ class NetworkConfig:
     ipv6_subnet_max: IPv6Address | None
     backend_type: str
     backend: Mapping[str, Any] = field(hash=False)
-    text: str
+    text: str = field(compare=False)
 
 
 @dataclass(frozen=True)

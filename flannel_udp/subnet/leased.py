@@ -75,7 +75,7 @@ class LeasedSubnetManager:
         self._thread: threading.Thread | None = None
         # Guarded by the lock: the configuration in use, and the own lease.
         self._config: NetworkConfig | None = None
-        self._told_config: str | None = None
+        self._told_config: ConfigChanged | None = None
         self._own = OwnLease(registry, ttl, renew_margin, previous, clock, self._rng)
         # The thread's own.
         self._post: Callable[[SubnetEvent], None] = _unheard
@@ -98,7 +98,7 @@ class LeasedSubnetManager:
         stored = self._registry.read_config()
         config = parse_network_config(stored.text)
         with self._lock:
-            self._config, self._told_config = config, stored.text
+            self._config, self._told_config = config, ConfigChanged(config, "")
         return config
 
     def acquire(self, attrs: LeaseAttrs) -> Lease:
@@ -230,17 +230,13 @@ class LeasedSubnetManager:
         self._tell(told, difference.skipped)
 
     def _judge_config(self, text: str | None) -> list[SubnetEvent]:
-        if text == self._told_config:
-            return []
-        self._told_config = text
         if self._config is None:
             return []  # nobody has asked for it yet
-        if text is None:
-            return [ConfigChanged(None, "the network configuration was deleted")]
-        try:
-            return [ConfigChanged(parse_network_config(text), "")]
-        except ConfigError as error:
-            return [ConfigChanged(None, str(error))]
+        changed = _read_config(text)
+        if changed == self._told_config:
+            return []
+        self._told_config = changed
+        return [changed]
 
     def _tell(self, events: list[SubnetEvent], skipped: tuple[tuple[str, str], ...]) -> None:
         self.counters["skipped_keys"] += len(skipped)
@@ -273,6 +269,15 @@ class LeasedSubnetManager:
 
 def _unheard(event: SubnetEvent) -> None:
     raise AssertionError(f"{event} before events()")
+
+
+def _read_config(text: str | None) -> ConfigChanged:
+    if text is None:
+        return ConfigChanged(None, "the network configuration was deleted")
+    try:
+        return ConfigChanged(parse_network_config(text), "")
+    except ConfigError as error:
+        return ConfigChanged(None, str(error))
 
 
 def _decode(kind: Literal["put", "delete"], key: str, revision: int, value: bytes, expiry: float | None) -> LeaseEvent:

@@ -106,6 +106,14 @@ def test_what_changes_nothing(more: str) -> None:
         assert getattr(config, field) == getattr(least, field)
 
 
+def test_the_same_in_other_words_is_the_same() -> None:
+    texts = '{"Network":"10.5.0.0/16"}', '{ "network": "10.5.0.0/16" }\n'
+    one, other = map(parse_network_config, texts)
+    assert one == other
+    assert one.text != other.text
+    assert one != parse_network_config('{"Network":"10.6.0.0/16"}')
+
+
 def test_zeros_before_a_length_are_read_as_go_reads_them() -> None:
     config = parse_network_config('{"Network":"10.5.0.0/' + "0" * 5000 + '16"}')
     assert config.network == IPv4Network("10.5.0.0/16")

@@ -191,7 +191,8 @@ def test_config_changes_are_told_once_with_their_problem(world: World) -> None:
     manager.acquire(attrs("1.1.1.1"))
     events = Events(manager)
     events.next(PeersReset)
-    world.admin.write_config(CONFIG)  # the same text is no change
+    for text in (CONFIG, CONFIG + "\n", CONFIG.replace(":", " : ")):
+        world.admin.write_config(text)  # the same, whatever its text, is no change
     world.admin.write_config('{"Network":"10.5.0.0/16","SubnetLen":31}')
     changed = events.next(ConfigChanged)
     assert changed.config is None
