@@ -220,13 +220,9 @@ class Forwarder:
         return found
 
     def status(self) -> dict[str, object]:
-        """Return FIB, threads, counters with their meanings: values for JSON."""
+        """Return FIB and counters with their meanings: values for JSON."""
         return {
             "fib": self._builder.status(),
-            "threads": [
-                {"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}
-                for thread in (self._doors.threads if self._doors else [])
-            ],
             "counters": {
                 direction: {
                     "packets": counters.packets,

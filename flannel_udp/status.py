@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +65,7 @@ def status(started_at: float, external: ExternalInterface, path: DataPath, peers
         "external_interface": {"name": external.name, "index": external.index, "mtu": external.mtu,
                                **_texts({"address": external.address, "reason": external.reason})},
         "devices": path.devices(),
-        "peers": [_peer(peer) for peer in path.forwarder.peers()],
+        "peers": [peer_row(peer) for peer in path.forwarder.peers()],
         "skipped_peers": [{"lease": key, "reason": reason} for key, reason in peers.skipped.items()],
         **path.forwarder.status(),
         "threads": [{"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}
@@ -75,8 +74,10 @@ def status(started_at: float, external: ExternalInterface, path: DataPath, peers
     }
 
 
-def _peer(peer: PeerStatus) -> dict[str, Any]:
-    return {**asdict(peer), **_texts({"subnet": peer.subnet, "underlay": peer.underlay})}
+def peer_row(peer: PeerStatus) -> dict[str, Any]:
+    """One peer as values for JSON."""
+    # Not asdict(), which copies every address deeply: seconds for a network full of peers.
+    return {**vars(peer), "subnet": str(peer.subnet), "underlay": str(peer.underlay)}
 
 
 def _texts(values: dict[str, object]) -> dict[str, str | None]:

@@ -142,7 +142,6 @@ def test_addresses_of_the_other_family_are_left_aside() -> None:
 def test_status_is_json_with_meanings(forwarder: Forwarder) -> None:
     told = json.loads(json.dumps(forwarder.status()))
     assert told["fib"]["routes"] == 1
-    assert told["threads"] == []
     assert told["counters"]["out"]["outcomes"]["no_route"]["meaning"] == MEANINGS["no_route"]
     assert "unknown_sender" in told["counters"]["in"]["outcomes"]
     assert "unknown_sender" not in told["counters"]["out"]["outcomes"]
