@@ -177,7 +177,8 @@ class Daemon:
             while True:
                 batch = self._inbox.take(min(tick, self._path.retry_at or tick))
                 self._handle_all(batch)
-                self._path.mend()
+                if self._path.mend():
+                    self._guarded(lambda: self._tell_own(afresh=False))
                 self._path.publish()
                 if time.monotonic() >= tick:
                     self._tick()
@@ -210,6 +211,8 @@ class Daemon:
                 self._hold(lease)
             case ConfigChanged():
                 self._config_changed(event)
+            case Trouble(cause="registry-recovered" as cause, detail=detail):
+                _log.info(detail, cause=cause)
             case Trouble(cause=cause, detail=detail):
                 _log.warning(detail, cause=cause)
 
@@ -219,20 +222,26 @@ class Daemon:
             self._peers_known = True
         else:
             self._peers.change(event.put, event.deleted)
-        self._guarded(self._path.tell_own)  # a subnet that changed hands may have become ours before it ceased theirs
+        # A subnet that changed hands may have become ours before it ceased theirs.
+        self._guarded(lambda: self._tell_own(afresh=False))
+
+    def _tell_own(self, *, afresh: bool) -> None:
+        """Tell the data plane what is ours, and then of those that our own subnet may have stood in the way of."""
+        self._path.tell_own(afresh=afresh)
+        self._peers.retry()
 
     def _links_changed(self, events: list[LinkEvent]) -> None:
         self._path.links_changed(events)
         if any(event.kind in ("address", "address gone", "lost") for event in events):
-            self._path.tell_own()
+            self._tell_own(afresh=True)
             self._check_external()
 
     def _check_external(self) -> None:
         """Say so when the address that peers know is gone from this host, and when it is back."""
         address = self._external.address
-        here = any(one.ip == address for one in self._links.addresses())
-        self._problems.note("external", "" if here else f"the underlay address {address} is no longer on this host: "
-                      "give it back, or restart to choose another")
+        self._problems.note("external", "" if address in self._path.addresses else
+                            f"the underlay address {address} is no longer on this host: "
+                            "give it back, or restart to choose another")
 
     def _acquire(self) -> None:
         self._acquire_at = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from flannel_udp.backend import Backend
     from flannel_udp.lease import Lease
-    from flannel_udp.link import LinkAddress, LinkEvent
+    from flannel_udp.link import Address, LinkAddress, LinkEvent
     from flannel_udp.tun import Tun
 
 _log = logs.get("path")
@@ -60,6 +60,8 @@ class DataPath:
         self.tun: Tun | None = None
         self.trouble = ""
         """Why no packets pass; empty while they do."""
+        self.addresses: frozenset[Address] = frozenset()
+        """This host's, as they were when tell_own() read them last."""
         self.retry_at: float | None = None
         self._links = links
         self._post = post
@@ -102,13 +104,14 @@ class DataPath:
             self.tun.move(self.backend.tunnel(lease), self._links)
         self.tell_own()
 
-    def tell_own(self) -> None:
-        """Tell the forwarder which subnet and addresses are this node's."""
+    def tell_own(self, *, afresh: bool = True) -> None:
+        """Tell the forwarder which subnet and addresses are this node's; unless `afresh`, addresses as known."""
         if self.lease is None:
             raise LeaseError("this node has no lease yet")
         tunnel = self.backend.tunnel(self.lease)
-        local = [one.ip for one in self._links.addresses(family=tunnel.version)]
-        self.forwarder.set_own(self.backend.subnet(self.lease), tunnel.ip, local)
+        if afresh:
+            self.addresses = frozenset(one.ip for one in self._links.addresses())
+        self.forwarder.set_own(self.backend.subnet(self.lease), tunnel.ip, self.addresses)
         self._changed = True
 
     def publish(self) -> None:
@@ -144,17 +147,18 @@ class DataPath:
         _log.warning("data path broken", reason=reason, retry_in=f"{self._delay:.1f}s")
         self._delay = min(2 * self._delay, DELAY_MAX)
 
-    def mend(self) -> None:
-        """Open a broken path again, when its time has come."""
+    def mend(self) -> bool:
+        """Open a broken path again, when its time has come; whether it was."""
         if self.retry_at is None or self.lease is None or time.monotonic() < self.retry_at:
-            return
+            return False
         try:
             self.open(self.lease)
         except FlannelUdpError as error:
             self.broke(str(error))
-            return
+            return False
         self.trouble, self.retry_at = "", None
         _log.info("data path mended", device=self.tun.name if self.tun else "")
+        return True
 
     def warnings(self) -> list[str]:
         """What stands in the way of packets: some of it known since the device was made, some read anew."""

@@ -87,6 +87,7 @@ class FakeLinks:
 
     def __init__(self) -> None:
         self.opened = 0
+        self.dumps = 0
         self.here = [LinkAddress(2, ip_interface("192.0.2.1/24"))]
         self.devices: dict[int, Link] = {2: Link(2, "eth0", 1500, True)}
         self.post: Callable[[LinkEvent], None] = print
@@ -113,6 +114,7 @@ class FakeLinks:
         return list(self.devices.values())
 
     def addresses(self, index: int | None = None, family: int | None = None) -> list[LinkAddress]:
+        self.dumps += 1
         return [one for one in self.here if index in (None, one.index) and family in (None, one.ip.version)]
 
     def routes(self, family: int = 4) -> list[Route]:
@@ -191,7 +193,7 @@ class FakePlane:
         return heard
 
     def status(self) -> dict[str, object]:
-        return {"fib": {"cells": 256}, "threads": [], "counters": {}}
+        return {"fib": {"cells": 256}, "counters": {}}
 
 
 class FakeBackend:

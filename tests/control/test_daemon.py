@@ -335,6 +335,22 @@ def test_refusal_while_moving_is_mended(node: Node, monkeypatch: pytest.MonkeyPa
         wait_until(lambda: node.env() == "10.5.7.0/24", "subnet.env follows")
 
 
+def test_heir_is_routed_to_after_a_move_that_failed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the move fails the old subnet counts as ours; the heir's lease comes meanwhile and says nothing again."""
+    def refuse(*_: object) -> bool:
+        raise NetlinkError("no such device")
+
+    with node.running():
+        node.manager.post(PeersChanged((lease("10.5.1.0/24", "192.0.2.9"),), ()))
+        wait_until(lambda: (node.asked() or {})["skipped_peers"], "the heir is skipped")
+        with monkeypatch.context() as patch:
+            patch.setattr(node.links, "delete_address", refuse)
+            node.manager.post(OwnLeaseChanged(lease("10.5.7.0/24")))
+            wait_until(lambda: node.plane.starts == 2 and node.plane.running, "the path is opened anew")
+        wait_until(lambda: node.plane.published == {"10.5.1.0/24": "192.0.2.9:8285"}, "the heir is routed to")
+        assert (node.asked() or {})["skipped_peers"] == []
+
+
 def test_addresses_of_this_host_are_followed(node: Node, said: io.StringIO) -> None:
     with node.running():
         node.links.here.append(LinkAddress(2, ip_interface("198.51.100.1/24")))
@@ -348,6 +364,19 @@ def test_addresses_of_this_host_are_followed(node: Node, said: io.StringIO) -> N
         node.links.post(LinkEvent("lost"))
         wait_until(lambda: "192.0.2.1" in node.plane.own[2], "everything is read anew when events were missed")
         wait_until(lambda: (node.asked() or {})["warnings"] == [], "the warning is gone")
+
+
+def test_addresses_are_read_when_they_change_and_not_with_every_peer(node: Node) -> None:
+    with node.running():
+        before = node.links.dumps
+        for number in range(2, 22):
+            node.manager.post(PeersChanged((lease(f"10.5.{number}.0/24", "192.0.2.2"),), ()))
+        wait_until(lambda: len(node.plane.published) == 20, "all are routed to")
+        assert node.links.dumps == before
+        node.links.here.append(LinkAddress(2, ip_interface("198.51.100.1/24")))
+        node.links.post(LinkEvent("address", 2))
+        wait_until(lambda: "198.51.100.1" in node.plane.own[2], "the new one is told")
+        assert node.links.dumps == before + 1
 
 
 def test_unwritable_subnet_file_is_said_and_tried_again(node: Node, said: io.StringIO) -> None:
@@ -364,6 +393,9 @@ def test_notices_and_troubles_are_logged(node: Node, said: io.StringIO) -> None:
         node.plane.heard = [Notice("unknown_sender", 3, "from an address that no peer has", "192.0.2.77")]
         node.manager.post(Trouble("skipped-key", "subnets/junk: not a subnet"))
         wait_until(lambda: told(said, "192.0.2.77") and told(said, "subnets/junk: not a subnet"), "both are told")
+        node.manager.post(Trouble("registry-recovered", "the registry answers again"))
+        wait_until(lambda: told(said, "answers again"), "good news is told")
+    assert told(said, "level=warning") == 2
 
 
 def test_status_over_the_control_socket(node: Node) -> None:
