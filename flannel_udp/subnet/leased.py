@@ -7,12 +7,17 @@ One thread follows the registry and renews; the caller's threads acquire, update
 held over a write and over taking note of it, so that the thread never meets the echo of a write before the writer knows
 of it. While the registry cannot be reached nothing is taken back: peers and the own lease stand as last known.
 
+A registry may also come back as another one, made anew or restored from a backup. What it says of the own lease counts
+at once, for the lease is taken again then; peers that it does not know have a grace to do the same before their routes
+are dropped.
+
 Two nodes with the same public address share one lease, as in flannel: each takes the other for its own former self. It
 shows only when the other writes, and is told then (Trouble "own-lease-shared").
 """
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -47,6 +52,7 @@ _WAIT_MAX: Final = 60.0  # our choice: seconds; how late a stepped clock is noti
 _BACKOFF_MIN: Final = 0.1  # specification: flannel's reconnection delays
 _BACKOFF_MAX: Final = 5.0
 _CLOSE_SECONDS: Final = 1.0
+GRACE: Final = 30.0  # our choice: seconds for peers to come back to a new registry; each tries at least every 5
 _KEY_SHOWN: Final = 64  # our choice: characters of a key in the log
 
 
@@ -61,6 +67,7 @@ class LeasedSubnetManager:
         renew_margin: float = RENEW_MARGIN,
         previous: Subnets = (None, None),
         acquire_timeout: float = ACQUIRE_TIMEOUT,
+        grace: float = GRACE,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -68,6 +75,7 @@ class LeasedSubnetManager:
             raise UsageError(f"renew margin {renew_margin:g} s: more than 0, less than the time to live of {ttl:g} s")
         self._registry = registry
         self._acquire_timeout = acquire_timeout
+        self._grace = grace
         self._clock = clock
         self._rng = rng or random.Random()
         self._lock = threading.Lock()
@@ -80,7 +88,9 @@ class LeasedSubnetManager:
         # The thread's own.
         self._post: Callable[[SubnetEvent], None] = _unheard
         self._peers = PeerTable()
-        self._revision: int | None = None
+        self._revision = 0
+        self._stale = True  # a snapshot is wanted
+        self._grace_until: float | None = None
         self._first = True
         self._watch: Watch | None = None
         self._down_since: float | None = None
@@ -152,7 +162,7 @@ class LeasedSubnetManager:
             try:
                 self._follow()
             except Compacted:
-                self._revision = None
+                self._stale = True
             except RegistryError as error:
                 self._tell_down(error)
             self._stop.wait(self._rng.uniform(self._delay / 2, self._delay))
@@ -160,19 +170,20 @@ class LeasedSubnetManager:
 
     def _follow(self) -> None:
         """Follow the registry from where it was left, until the watch fails or a new snapshot is wanted."""
-        if self._revision is None or self._down_since is not None:
+        if self._stale or self._down_since is not None:
             self._resync()
             self._tell_up()
-        assert self._revision is not None
         watch = self._registry.watch(self._revision)
         self._watch = watch
         try:
-            while self._revision is not None and not self._stop.is_set():
+            while not self._stale and not self._stop.is_set():
                 self._renew()
-                changes = watch.wait(min(_WAIT_MAX, max(0.0, self._own.renew_at - self._clock())))
+                changes = watch.wait(min(_WAIT_MAX, max(0.0, self._own.renew_at - self._clock()), self._grace_left()))
                 self._delay = _BACKOFF_MIN
                 if changes:
                     self._apply(changes)
+                if not self._grace_left():
+                    self._stale = True
         finally:
             self._watch = None
             watch.close()
@@ -182,23 +193,25 @@ class LeasedSubnetManager:
             try:
                 self.counters["renewals"] += self._own.renew()
             except Conflict:
-                self._revision = None  # somebody wrote it: a snapshot shows who
+                self._stale = True  # somebody wrote it: a snapshot shows who
 
     def _resync(self) -> None:
         """Compare everything with a snapshot."""
-        listing = self._registry.snapshot()
-        try:
-            text: str | None = self._registry.read_config().text
-        except NoConfig:
-            text = None
-        puts = [_decode("put", entry.key, entry.revision, entry.value, entry.expiry) for entry in listing.entries]
-        with self._lock:
-            told = self._judge_config(text)
-            absent = LeaseEvent("delete", self._own.key, listing.revision)
-            told += self._own.judge(next((put for put in puts if put.key == self._own.key), absent))
+        with self._lock:  # from the snapshot on, so that this node writes nothing that it does not show
+            listing = self._registry.snapshot()
+            told = self._judge_config(self._config_text())
+            puts = [_decode("put", entry.key, entry.revision, entry.value, entry.expiry) for entry in listing.entries]
+            own = self._own.lease
+            known = max(self._revision, own.revision if own else 0)
+            found = next((put for put in puts if put.key == self._own.key), None)
+            told += self._own.compare(found or LeaseEvent("delete", self._own.key, listing.revision))
             peers = [self._own.as_peer(put) for put in puts]
-        difference = self._peers.reset(peers)
-        self._revision = listing.revision
+        # A registry without the own lease may be a new one too, whose count has overtaken the old one's.
+        other = listing.revision < known or bool(own and not found)
+        difference = self._peers.reset(peers, keep=self._in_grace(other))
+        if other:
+            told += self._tell_other(listing.revision, known, {put.key for put in puts})
+        self._revision, self._stale = listing.revision, False
         self.counters["resyncs"] += 1
         if self._first:
             told.append(PeersReset(tuple(self._peers.leases.values())))
@@ -206,6 +219,33 @@ class LeasedSubnetManager:
         elif difference.put or difference.deleted:
             told.append(PeersChanged(difference.put, difference.deleted))
         self._tell(told, difference.skipped)
+
+    def _config_text(self) -> str | None:
+        try:
+            return self._registry.read_config().text
+        except NoConfig:
+            return None
+
+    def _in_grace(self, other: bool) -> bool:
+        """Whether absent peers are to stand; a grace begins with another registry, and anew after each outage in it."""
+        if other or (self._grace_until is not None and self._down_since is not None):
+            self._grace_until = time.monotonic() + self._grace
+        if not self._grace_left():
+            self._grace_until = None
+        return self._grace_until is not None
+
+    def _grace_left(self) -> float:
+        """Seconds until absent peers are dropped."""
+        return math.inf if self._grace_until is None else max(0.0, self._grace_until - time.monotonic())
+
+    def _tell_other(self, revision: int, known: int, keys: set[str]) -> list[SubnetEvent]:
+        absent = len(self._peers.leases.keys() - keys)
+        if revision >= known and not absent:
+            return []
+        other = f"the registry is another one than before, at revision {revision} after {known}"
+        what = other if revision < known else "the registry lost this node's lease, and others"
+        stand = f"; {absent} peers that it does not know stand for {self._grace:g} s more" if absent else ""
+        return [Trouble("registry-replaced", what + stand)]
 
     def _apply(self, changes: tuple[Change, ...]) -> None:
         """Take what a watch told."""
@@ -222,7 +262,7 @@ class LeasedSubnetManager:
                 held = self._own.lease is not None
                 told += self._own.judge(event)
                 if held and self._own.lease is None:
-                    self._revision = None  # what was no peer beside the own lease may be one now
+                    self._stale = True  # what was no peer beside the own lease may be one now
                 peers.append(self._own.as_peer(event))
         difference = self._peers.apply(peers)
         if difference.put or difference.deleted:

@@ -149,12 +149,31 @@ def test_deleted_device_comes_back(cluster: list[Daemon]) -> None:
     wait_until(lambda: reached(one, two) and reached(two, one), "pods reach each other again")
 
 
-def test_device_that_was_down_gets_its_route_back(cluster: list[Daemon]) -> None:
+@pytest.mark.parametrize("words", [
+    "link set flannel0 down", "route del 10.5.0.0/16", "addr flush dev flannel0", "link set flannel0 mtu 9000"])
+def test_what_others_took_from_the_device_is_put_back(cluster: list[Daemon], words: str) -> None:
     one, two = cluster
-    one.node.ip("link set flannel0 down")
-    assert not reached(one, two)
-    one.node.ip("link set flannel0 up")
-    wait_until(lambda: reached(one, two), "pods reach each other again")
+
+    def shown() -> tuple[str, ...]:
+        told, = json.loads(one.node.run("ip", "-json", "address", "show", "dev", "flannel0").stdout)
+        route = one.node.run("ip", "route", "show", "10.5.0.0/16").stdout
+        return told["mtu"], "UP" in told["flags"], str([one["local"] for one in told["addr_info"]]), route
+
+    before = shown()
+    one.node.ip(words)
+    wait_until(lambda: 'event="device set right again"' in one.log(), "it is put back")
+    wait_until(lambda: shown() == before, "the device is as it was")
+    assert reached(one, two)
+    assert one.status()["warnings"] == []
+
+
+def test_route_taken_by_another_is_said(cluster: list[Daemon]) -> None:
+    one, two = cluster
+    one.node.ip("route replace 10.5.0.0/16 dev eth0")
+    wait_until(lambda: "10.5.0.0/16 is taken by eth0" in str(one.status()["warnings"]), "it is said")
+    assert "10.5.0.0/16 is taken by eth0" in one.log()
+    one.node.ip("route del 10.5.0.0/16 dev eth0")
+    wait_until(lambda: reached(one, two) and not one.status()["warnings"], "it is put back")
 
 
 def test_lease_deleted_by_hand_is_taken_again(cluster: list[Daemon], registry: str) -> None:
@@ -182,6 +201,34 @@ def test_lease_taken_by_another_moves_the_data_path(cluster: list[Daemon], regis
     wait_until(lambda: str(subnet) in {peer["subnet"] for peer in one.status()["peers"]}, "the heir is a peer")
     assert two.node.ping(one.subnet().network_address).returncode == 0
     assert one.node.ping(two.node.pods[0].address).returncode == 0
+
+
+def unrouted(daemon: Daemon) -> int:
+    count: int = daemon.status()["counters"]["out"]["outcomes"]["no_route"]["count"]
+    return count
+
+
+def test_registry_made_anew_is_joined_again_without_a_lost_packet(
+        cluster: list[Daemon], registry: str) -> None:
+    one, two = cluster
+    subnets = [daemon.subnet() for daemon in cluster]
+    before = [unrouted(daemon) for daemon in cluster]
+    file = Path(registry.removeprefix("sqlite://"))
+    for ending in ("-wal", "-shm", ""):
+        file.with_name(file.name + ending).unlink(missing_ok=True)
+    wait_until(lambda: all("the file was removed" in daemon.log() for daemon in cluster), "both have lost it")
+    with closing(open_registry(registry)) as opened:
+        opened.write_config('{"Network": "10.5.0.0/16"}')
+        keys = sorted(str(subnet).replace("/", "-") for subnet in subnets)
+        wait_until(lambda: reached(one, two) and [entry.key for entry in opened.snapshot().entries] == keys,
+                   "both leases are there again, and pods reach each other meanwhile")
+    for daemon in cluster:
+        wait_until(lambda daemon=daemon: "lease is held as before" in daemon.log(), "the log")  # type: ignore[misc]
+        assert "the registry is another one than before" in daemon.log()
+        assert len(daemon.status()["peers"]) == 1
+    assert [unrouted(daemon) for daemon in cluster] == before
+    assert reached(one, two)
+    assert reached(two, one)
 
 
 def test_two_instances_on_one_host(cluster: list[Daemon], tmp_path: Path) -> None:
