@@ -55,6 +55,9 @@ R = TypeVar("R")
 # first peers are waited for; how long a question over the control socket may wait for the owner.
 TICK, START_RETRY, LEASE_RETRY_MIN, LEASE_RETRY_MAX, FIRST_PEERS, PATIENCE = 1.0, 1.0, 0.5, 30.0, 5.0, 3.0
 
+# Our choice, in seconds: how often the device is looked at without an event, should one have been missed.
+ASSURE = 10.0
+
 _Event: TypeAlias = LoopEnded | LinkEvent | SubnetEvent
 
 
@@ -71,6 +74,7 @@ class Daemon:
         self._acquire_delay = LEASE_RETRY_MIN
         self._started_at = time.time()
         self._peers_known = False
+        self._assure_at = 0.0
         self._problems = Problems()
         self._config: NetworkConfig
         self._links: Links
@@ -232,9 +236,14 @@ class Daemon:
 
     def _links_changed(self, events: list[LinkEvent]) -> None:
         self._path.links_changed(events)
+        self._note_rival()
         if any(event.kind in ("address", "address gone", "lost") for event in events):
             self._tell_own(afresh=True)
             self._check_external()
+
+    def _note_rival(self) -> None:
+        """Say so when another link has the route to the overlay network, and when ours is back."""
+        self._problems.note("route", self._path.tun.rival if self._path.tun else "")
 
     def _check_external(self) -> None:
         """Say so when the address that peers know is gone from this host, and when it is back."""
@@ -294,6 +303,10 @@ class Daemon:
             detail = {"detail": notice.detail} if notice.detail else {}
             _log.warning("packets dropped", cause=notice.cause, reason=notice.cause, count=notice.count,
                          meaning=notice.meaning, **detail)
+        if time.monotonic() >= self._assure_at:
+            self._assure_at = time.monotonic() + ASSURE
+            self._guarded(self._path.assure)
+            self._note_rival()
         if self._problems.of("subnet file"):
             self._write_subnet_env()
         if self._acquire_at and time.monotonic() >= self._acquire_at:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flannel_udp import logs
-from flannel_udp.errors import FlannelUdpError, LeaseError
+from flannel_udp.errors import FlannelUdpError, LeaseError, TunError
 from flannel_udp.tun import TunLinks, host_warnings
 
 if TYPE_CHECKING:
@@ -121,16 +121,23 @@ class DataPath:
             self._changed = False
 
     def links_changed(self, events: Iterable[LinkEvent]) -> None:
-        """Look after the device when links change: mend it if it is gone, route to it again if it was down."""
+        """Look after the device when something of it changes, or may have."""
+        tun = self.tun
+        if tun and any(event.index == tun.index or event.network == tun.network or event.kind == "lost"
+                       for event in events):
+            self.assure()
+
+    def assure(self) -> None:
+        """Put back what somebody took from the device; mend the path if the device itself is gone."""
         if self.tun is None:
             return
-        link = self._links.link(self.tun.index)
-        if link is None:
-            self.broke(f"the device {self.tun.name} was deleted")
+        try:
+            done = self.tun.assure(self._links)
+        except TunError as error:
+            self.broke(str(error))
             return
-        concerned = any(event.index == link.index or event.kind == "lost" for event in events)
-        if concerned and link.up and self._links.add_route(self.tun.network, link.index):
-            _log.warning("route added again", network=self.tun.network, device=link.name)
+        if done:
+            _log.info("device set right again", device=self.tun.name, put_back=",".join(done))
 
     def loop_ended(self, ended: LoopEnded) -> None:
         """Mend a path one of whose loops has ended, unless that was known by other means."""

@@ -5,6 +5,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from ipaddress import IPv4Network, ip_interface
 from pathlib import Path
@@ -37,6 +38,8 @@ from flannel_udp.subnet_env import read_subnet_env
 from ..conftest import wait_until
 from .fakes import CONFIG, FakeBackend, FakeLinks, FakeManager, lease
 
+NETWORK = IPv4Network("10.5.0.0/16")
+
 
 class Node:
     """A daemon in a thread, and what stands around it."""
@@ -52,7 +55,8 @@ class Node:
         monkeypatch.setattr(daemon, "LinkMonitor", self.links.monitor)
         monkeypatch.setattr(daemon, "backend_of", lambda _: self.backend)
         monkeypatch.setattr(path_module, "host_warnings", lambda *_: [])
-        for name, value in {"TICK": 0.02, "START_RETRY": 0.01, "LEASE_RETRY_MIN": 0.01, "FIRST_PEERS": 0.2}.items():
+        for name, value in {"TICK": 0.02, "START_RETRY": 0.01, "LEASE_RETRY_MIN": 0.01, "FIRST_PEERS": 0.2,
+                            "ASSURE": 0.02}.items():
             monkeypatch.setattr(daemon, name, value)
         for name in ("DELAY_MIN", "DELAY_MAX"):
             monkeypatch.setattr(path_module, name, 0.01)
@@ -364,6 +368,36 @@ def test_addresses_of_this_host_are_followed(node: Node, said: io.StringIO) -> N
         node.links.post(LinkEvent("lost"))
         wait_until(lambda: "192.0.2.1" in node.plane.own[2], "everything is read anew when events were missed")
         wait_until(lambda: (node.asked() or {})["warnings"] == [], "the warning is gone")
+
+
+@pytest.mark.parametrize("event", [LinkEvent("route", 10, network=NETWORK), LinkEvent("lost"), None],
+                         ids=["event", "lost", "tick"])
+def test_what_others_took_from_the_device_is_put_back(
+        node: Node, said: io.StringIO, monkeypatch: pytest.MonkeyPatch, event: LinkEvent | None) -> None:
+    if event:
+        monkeypatch.setattr(daemon, "ASSURE", 1000.0)
+    with node.running():
+        wait_until(lambda: node.daemon._assure_at, "the first look is over")
+        device = node.links.devices[10]
+        node.links.devices[10] = replace(device, mtu=9000, up=False)
+        node.links.here = [one for one in node.links.here if one.index != 10]
+        node.links.routed.clear()
+        if event:
+            node.links.post(event)
+        wait_until(lambda: told(said, "device set right again"), "it is said")
+        wait_until(lambda: node.links.routed == {NETWORK: 10}, "all is as it was")
+        assert node.links.devices[10] == device
+        assert node.plane.starts == 1
+
+
+def test_route_taken_by_another_is_said_until_it_is_back(node: Node, said: io.StringIO) -> None:
+    with node.running():
+        node.links.routed[NETWORK] = 2
+        wait_until(lambda: "route 10.5.0.0/16 is taken by eth0" in str((node.asked() or {})["warnings"]), "status says")
+        assert told(said, "taken by eth0") == 1
+        del node.links.routed[NETWORK]
+        wait_until(lambda: (node.asked() or {"warnings": 1})["warnings"] == [], "it is well again")
+        assert node.links.routed == {NETWORK: 10}
 
 
 def test_addresses_are_read_when_they_change_and_not_with_every_peer(node: Node) -> None:

@@ -154,7 +154,7 @@ def test_deleted_device_comes_back(cluster: list[Daemon]) -> None:
 def test_what_others_took_from_the_device_is_put_back(cluster: list[Daemon], words: str) -> None:
     one, two = cluster
 
-    def shown() -> tuple[str, ...]:
+    def shown() -> tuple[object, ...]:
         told, = json.loads(one.node.run("ip", "-json", "address", "show", "dev", "flannel0").stdout)
         route = one.node.run("ip", "route", "show", "10.5.0.0/16").stdout
         return told["mtu"], "UP" in told["flags"], str([one["local"] for one in told["addr_info"]]), route
