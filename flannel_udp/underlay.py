@@ -1,9 +1,11 @@
 """The external interface, chosen as flannel chooses it, and the underlay socket on it."""
 
 import contextlib
+import ctypes
 import errno
 import re
 import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +17,8 @@ from flannel_udp.link import Address, Link, LinkAddress, Route
 from flannel_udp.options import NodeOptions
 
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, linux/in6.h; not in Python's socket
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+SO_ATTACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 32, 33  # asm-generic/socket.h
+BPF_RET_K = 0x06  # linux/bpf_common.h
 # Our choice, measured for the design: smaller receive buffers cost a flood a tenth of its packets and TCP its windows.
 SOCKET_BUFFER = 4 << 20
 
@@ -90,6 +93,14 @@ def open_underlay_socket(address: Address, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         raise UnderlayError(_refusal(error, address, port)) from error
+    return opened
+
+
+def open_path_socket(address: Address) -> socket.socket:
+    """A socket that is only asked for path MTUs: nobody reads it, so it lets nothing in that others would pile up."""
+    opened = open_underlay_socket(address, 0)
+    reject = ctypes.create_string_buffer(struct.pack("=HBBI", BPF_RET_K, 0, 0, 0))  # keep no byte of any datagram
+    opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(reject)))
     return opened
 
 

@@ -16,7 +16,7 @@ from flannel_udp.errors import ConfigError, LeaseError, UnderlayError
 from flannel_udp.forwarder import Encapsulation, Forwarder
 from flannel_udp.lease import LeaseAttrs
 from flannel_udp.tun import check_tun, open_tun
-from flannel_udp.underlay import open_underlay_socket
+from flannel_udp.underlay import open_path_socket, open_underlay_socket
 
 if TYPE_CHECKING:
     import socket
@@ -93,7 +93,7 @@ class UdpBackend:
         """One on the port, bound to the interface's address; one on any port of it."""
         opened = open_underlay_socket(self._address, self.port)
         try:
-            return opened, open_underlay_socket(self._address, 0)
+            return opened, open_path_socket(self._address)
         except UnderlayError:
             opened.close()
             raise
