@@ -80,10 +80,10 @@ _V6: Final = _Family("IPv6", 128, 64, "fd00:5::/48", lambda pair: IPv6Network(pa
 def parse_network_config(text: str | bytes) -> NetworkConfig:
     """Read, check and complete flannel's configuration; ConfigError names key, value and what would be right."""
     text = text if isinstance(text, str) else text.decode("utf-8", "replace")
-    fields = _read_fields(_read_object(text), _READERS)
+    written = _read_object(text)
+    fields = _read_fields(written, _READERS)
+    _check_networks(fields, [key for key in written if key.casefold() not in _READERS])
     enable4, enable6 = fields.get("EnableIPv4", True), fields.get("EnableIPv6", False)
-    if not enable4 and not enable6:
-        raise ConfigError("EnableIPv4 false, EnableIPv6 false: at least one address family must be enabled")
     network, length, low, high = _check_family(fields, _V4) if enable4 else (None, 0, None, None)
     ipv6_network, ipv6_length, ipv6_low, ipv6_high = _check_family(fields, _V6) if enable6 else (None, 0, None, None)
     backend = fields.get("Backend")
@@ -130,12 +130,24 @@ def _backend_type(backend: Mapping[str, Any] | None) -> str:
     return kind.lower()
 
 
+def _check_networks(fields: Mapping[str, Any], unknown: list[str]) -> None:
+    """Refuse a configuration without any family, or without the network of an enabled one."""
+    enabled = [family for family, default in ((_V4, True), (_V6, False))
+               if fields.get(f"Enable{family.prefix or 'IPv4'}", default)]
+    if not enabled:
+        raise ConfigError("EnableIPv4 false, EnableIPv6 false: at least one address family must be enabled")
+    # flannel ignores what it does not know; here that may be the missing key with a slip of the pen in it.
+    hint = f"; not known, and ignored: {_shortened(', '.join(map(json.dumps, unknown)))}" if unknown else ""
+    for family in enabled:
+        if f"{family.prefix}Network" not in fields:
+            raise ConfigError(f"{family.prefix}Network is missing: give the overlay network, for example "
+                              f'"{family.example}"{hint}')
+
+
 def _check_family(fields: Mapping[str, Any], family: _Family[N, A]) -> tuple[N, int, A, A]:
     """Apply flannel's rules and defaults for one address family: network, subnet length, first and last subnet."""
     key = f"{family.prefix}Network"
-    network: N | None = fields.get(key)
-    if network is None:
-        raise ConfigError(f'{key} is missing: give the overlay network, for example "{family.example}"')
+    network: N = fields[key]
     if network.prefixlen == 0:
         _refuse(key, str(network), f'the whole address space cannot be the overlay; for example "{family.example}"')
     length = _subnet_len(fields.get(f"{family.prefix}SubnetLen", 0), network, family)
@@ -231,9 +243,12 @@ def _read_network(family: _Family[N, A]) -> _Reader:
         if not (length.isascii() and length.isdigit() and len(length) <= 3 and "%" not in address):
             _refuse(key, value, right)
         try:
-            return family.make_network((int(family.make_address(address)), int(length)))
+            number = int(family.make_address(address))
         except ValueError:
             _refuse(key, value, right)
+        if int(length) > family.bits:
+            _refuse(key, value, f"a prefix length of at most {family.bits}")
+        return family.make_network((number, int(length)))
 
     return read
 
@@ -273,5 +288,8 @@ _READERS: Final[Mapping[str, tuple[str, _Reader]]] = {
 
 
 def _refuse(key: str, value: object, right: str) -> NoReturn:
-    shown = json.dumps(value, ensure_ascii=True)
-    raise ConfigError(f"{key} {shown if len(shown) <= 80 else shown[:77] + '...'}: {right}")
+    raise ConfigError(f"{key} {_shortened(json.dumps(value, ensure_ascii=True))}: {right}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
