@@ -18,7 +18,7 @@ from flannel_udp import control, logs
 from flannel_udp.backend import backend_of
 from flannel_udp.backend.path import DataPath, LoopEnded
 from flannel_udp.backend.peers import PeerRoutes
-from flannel_udp.errors import ConfigError, ControlError, FlannelUdpError, NoConfig, RegistryUnavailable
+from flannel_udp.errors import ConfigError, ControlError, Fault, FlannelUdpError, NoConfig, RegistryUnavailable
 from flannel_udp.inbox import Answer, Inbox, Question, Stop, Stopped
 from flannel_udp.instance import sole_instance
 from flannel_udp.link import LinkEvent
@@ -219,6 +219,9 @@ class Daemon:
                 _log.info(detail, cause=cause)
             case Trouble(cause=cause, detail=detail):
                 _log.warning(detail, cause=cause)
+            case Fault(thread=thread, error=error):
+                _log.error("a part of this program broke down", thread=thread, reason=repr(error))
+                raise error
 
     def _change_peers(self, event: PeersReset | PeersChanged) -> None:
         if isinstance(event, PeersReset):

@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, exceptions, rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from flannel_udp.errors import NetlinkError
+from flannel_udp.errors import Fault, NetlinkError
 from flannel_udp.link import Address, EventKind, Interface, Link, LinkAddress, LinkEvent, Network, Route
 
 IFF_UP = 0x1  # linux/if.h
@@ -190,7 +190,7 @@ class LinkMonitor:
         rtnl.RTM_NEWROUTE: "route", rtnl.RTM_DELROUTE: "route",
     }
 
-    def __init__(self, post: Callable[[LinkEvent], None]) -> None:
+    def __init__(self, post: Callable[[LinkEvent | Fault], None]) -> None:
         # A socket of our own in place of IPRoute.get(), which nothing could wake; open before the thread starts, so
         # that whoever reads the state after this constructor misses nothing.
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -211,6 +211,12 @@ class LinkMonitor:
         os.close(self._stop)
 
     def _run(self) -> None:
+        try:
+            self._listen()
+        except Exception as error:  # whatever it is, the owner raises it
+            self._post(Fault(self._thread.name, error))
+
+    def _listen(self) -> None:
         marshal = MarshalRtnl()
         waiting = select.poll()
         waiting.register(self._socket, select.POLLIN)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from flannel_udp.errors import Fault
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -62,7 +64,7 @@ class Trouble:
     detail: str
 
 
-SubnetEvent: TypeAlias = PeersReset | PeersChanged | OwnLeaseChanged | OwnLeaseLost | ConfigChanged | Trouble
+SubnetEvent: TypeAlias = PeersReset | PeersChanged | OwnLeaseChanged | OwnLeaseLost | ConfigChanged | Trouble | Fault
 
 
 class SubnetManager(Protocol):

@@ -28,6 +28,7 @@ from flannel_udp.errors import (
     Compacted,
     ConfigError,
     Conflict,
+    Fault,
     LeaseError,
     NoConfig,
     RegistryError,
@@ -158,6 +159,12 @@ class LeasedSubnetManager:
     # The thread.
 
     def _run(self) -> None:
+        try:
+            self._keep_following()
+        except Exception as error:  # whatever it is, the owner raises it
+            self._post(Fault("subnet-manager", error))
+
+    def _keep_following(self) -> None:
         while not self._stop.is_set():
             try:
                 self._follow()

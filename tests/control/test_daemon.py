@@ -21,6 +21,7 @@ from flannel_udp.daemon import Daemon
 from flannel_udp.errors import (
     ConfigError,
     ControlError,
+    Fault,
     NetlinkError,
     NoConfig,
     OutOfSubnets,
@@ -211,6 +212,20 @@ def test_fault_of_the_programs_own_is_not_swallowed(node: Node) -> None:
     with pytest.raises(ZeroDivisionError, match="a bug"):
         node.run()
     assert node.nothing_is_left()
+
+
+@pytest.mark.parametrize("thread", ["subnet-manager", "link-monitor"])
+def test_part_that_breaks_down_ends_the_daemon(
+        node: Node, said: io.StringIO, thread: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def events(_: FakeManager, post: Callable[[Any], None]) -> None:
+        post(PeersReset(()))
+        threading.Timer(0.1, post, [Fault(thread, ZeroDivisionError("a bug"))]).start()
+
+    monkeypatch.setattr(FakeManager, "events", events)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        node.run()
+    assert node.nothing_is_left()
+    assert told(said, f"thread={thread} reason=\"ZeroDivisionError('a bug')\"") == 1
 
 
 def test_start_goes_on_without_word_of_peers(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

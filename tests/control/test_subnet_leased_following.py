@@ -8,6 +8,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from flannel_udp.errors import Fault
 from flannel_udp.lease import encode_attrs
 from flannel_udp.registry.sqlite import SqliteRegistry, SqliteWatch
 from flannel_udp.subnet import (
@@ -219,6 +220,17 @@ def test_a_config_changed_before_events_is_told(world: World) -> None:
     manager.config()
     world.admin.write_config(json.dumps({"Network": "10.7.0.0/16"}))
     assert Events(manager).next(ConfigChanged).config is not None
+
+
+def test_the_thread_does_not_end_unseen(world: World) -> None:
+    class Broken(SqliteRegistry):
+        def watch(self, after: int) -> SqliteWatch:
+            raise ZeroDivisionError(after)
+
+    events = Events(world.manager(registry=Broken(world.path)))
+    fault = events.next(Fault)
+    assert fault.thread == "subnet-manager"
+    assert isinstance(fault.error, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("prepare", [Gated.check, Gated.cut])
