@@ -231,6 +231,59 @@ def test_registry_made_anew_is_joined_again_without_a_lost_packet(
     assert reached(two, one)
 
 
+def test_move_to_another_lease_interrupts_no_traffic_to_peers(
+        topology: MakeTopology, tmp_path: Path, registry: str) -> None:
+    """A ping each 10 ms from an address that does not move, answered past the tunnel: the way out alone is tried.
+
+    The peer must not check sources: it hears of the node's new lease later than of the old one's end.
+    """
+    require_tun()
+    one, two = (Daemon(node, tmp_path, registry, "", "--source-check=off") for node in topology(2).nodes)
+    for daemon in (one, two):
+        wait_until(daemon.ready, "it is ready")
+    two.node.add_pod(two.subnet())
+    wait_until(lambda: one.status()["peers"], "it has a peer")
+    subnet = one.subnet()
+    with (tmp_path / "ping").open("w") as output:
+        ping = one.node.start("ping", "-n", "-i", "0.01", "-I", str(one.node.address), str(two.node.pods[0].address),
+                              output=output)
+
+    def received() -> int:
+        return (tmp_path / "ping").read_text().count("ttl=")
+
+    wait_until(lambda: received() > 20, "it is answered")
+    with closing(open_registry(registry)) as opened:
+        entry, = (entry for entry in opened.snapshot().entries if entry.key == str(subnet).replace("/", "-"))
+        opened.update(entry.key, b'{"PublicIP":"192.0.2.99","PublicIPv6":null}', None, entry.revision)
+    wait_until(lambda: one.subnet() != subnet, "it has another subnet")
+    before = received()
+    wait_until(lambda: received() > before + 20, "it is still answered")
+    ping.send_signal(signal.SIGINT)
+    ping.wait(10)
+    assert " 0% packet loss" in (tmp_path / "ping").read_text()
+    assert "data path broken" not in one.log()
+
+
+@pytest.mark.parametrize("configured", [False, True], ids=["waiting", "at any moment"])
+def test_sigterm_during_the_start_leaves_nothing(topology: MakeTopology, tmp_path: Path, configured: bool) -> None:
+    require_tun()
+    url = f"sqlite://{tmp_path}/registry.db"
+    if configured:
+        with closing(open_registry(url)) as opened:
+            opened.write_config('{"Network": "10.5.0.0/16"}')
+    node = topology(1).nodes[0]
+    for number in range(8 if configured else 1):
+        daemon = Daemon(node, tmp_path, url)
+        if configured:
+            time.sleep(0.08 * number)  # before its handlers, before its device, before it is ready, after
+        else:
+            wait_until(lambda: "waiting for the network configuration" in daemon.log(), "it waits")  # noqa: B023
+        assert daemon.end(signal.SIGTERM) in ((0, -signal.SIGTERM) if configured else (0,)), daemon.log()
+        assert "flannel0" not in node.run("ip", "link").stdout
+        assert daemon.left() <= {"subnet.env", "state/subnet.env"}
+        assert "Traceback" not in daemon.log()
+
+
 def test_two_instances_on_one_host(cluster: list[Daemon], tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/other.db"
     with closing(open_registry(url)) as opened:
