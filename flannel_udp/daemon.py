@@ -29,6 +29,7 @@ from flannel_udp.subnet import (
     ConfigChanged,
     OwnLeaseChanged,
     OwnLeaseLost,
+    OwnLeaseRenewed,
     PeersChanged,
     PeersReset,
     SubnetEvent,
@@ -213,6 +214,8 @@ class Daemon:
                 self._acquired(event)
             case OwnLeaseChanged(lease=lease):
                 self._hold(lease)
+            case OwnLeaseRenewed(lease=lease) if self._path.lease and self._path.lease.key == lease.key:
+                self._path.lease = lease
             case ConfigChanged():
                 self._config_changed(event)
             case Trouble(cause="registry-recovered" as cause, detail=detail):

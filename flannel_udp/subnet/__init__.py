@@ -42,6 +42,13 @@ class OwnLeaseChanged:
 
 
 @dataclass(frozen=True)
+class OwnLeaseRenewed:
+    """The manager renewed this node's lease: the same as before but for expiry and revision."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True)
 class OwnLeaseLost:
     """This node's lease expired, was deleted or now belongs to another; acquire() again."""
 
@@ -64,7 +71,9 @@ class Trouble:
     detail: str
 
 
-SubnetEvent: TypeAlias = PeersReset | PeersChanged | OwnLeaseChanged | OwnLeaseLost | ConfigChanged | Trouble | Fault
+SubnetEvent: TypeAlias = (
+    PeersReset | PeersChanged | OwnLeaseChanged | OwnLeaseRenewed | OwnLeaseLost | ConfigChanged | Trouble | Fault
+)
 
 
 class SubnetManager(Protocol):

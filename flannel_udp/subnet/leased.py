@@ -36,7 +36,7 @@ from flannel_udp.errors import (
     UsageError,
 )
 from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_lease
-from flannel_udp.subnet import ConfigChanged, PeersChanged, PeersReset, SubnetEvent, Trouble
+from flannel_udp.subnet import ConfigChanged, OwnLeaseRenewed, PeersChanged, PeersReset, SubnetEvent, Trouble
 from flannel_udp.subnet.own import OwnLease
 from flannel_udp.subnet.peers import PeerTable
 
@@ -198,9 +198,12 @@ class LeasedSubnetManager:
     def _renew(self) -> None:
         with self._lock:
             try:
-                self.counters["renewals"] += self._own.renew()
+                renewed = self._own.lease if self._own.renew() else None
             except Conflict:
-                self._stale = True  # somebody wrote it: a snapshot shows who
+                renewed, self._stale = None, True  # somebody wrote it: a snapshot shows who
+        if renewed:
+            self.counters["renewals"] += 1
+            self._post(OwnLeaseRenewed(renewed))
 
     def _resync(self) -> None:
         """Compare everything with a snapshot."""

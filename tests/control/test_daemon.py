@@ -33,7 +33,15 @@ from flannel_udp.forwarder import Notice
 from flannel_udp.instance import sole_instance
 from flannel_udp.link import LinkAddress, LinkEvent
 from flannel_udp.options import NodeOptions
-from flannel_udp.subnet import ConfigChanged, OwnLeaseChanged, OwnLeaseLost, PeersChanged, PeersReset, Trouble
+from flannel_udp.subnet import (
+    ConfigChanged,
+    OwnLeaseChanged,
+    OwnLeaseLost,
+    OwnLeaseRenewed,
+    PeersChanged,
+    PeersReset,
+    Trouble,
+)
 from flannel_udp.subnet_env import read_subnet_env
 
 from ..conftest import wait_until
@@ -273,6 +281,21 @@ def test_lost_lease_is_taken_again(node: Node, said: io.StringIO) -> None:
         wait_until(lambda: node.manager.deeds.count("acquire") == 4, "it is taken again")
         wait_until(lambda: told(said, "lease is held as before"), "that is said")
         assert node.plane.starts == 1
+        assert node.env() == "10.5.1.0/24"
+
+
+def test_status_tells_when_the_lease_expires(node: Node) -> None:
+    node.manager.leases = [lease("10.5.1.0/24", expiry=5e9)]
+
+    def told_lease() -> dict[str, Any]:
+        told: dict[str, Any] = (node.asked() or {})["lease"]
+        return told
+
+    with node.running():
+        assert (told_lease()["expiry"], told_lease()["reserved"]) == (5e9, False)
+        node.manager.post(OwnLeaseRenewed(lease("10.5.9.0/24", expiry=7e9)))  # one that is no longer held
+        node.manager.post(OwnLeaseRenewed(lease("10.5.1.0/24", expiry=6e9)))
+        wait_until(lambda: told_lease()["expiry"] == 6e9, "the renewed one is told")
         assert node.env() == "10.5.1.0/24"
 
 
