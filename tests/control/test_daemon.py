@@ -1,23 +1,18 @@
 """The daemon's decisions, with everything around it on paper (fakes.py); tests/netns/ has the real world."""
 
-import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from ipaddress import IPv4Network, ip_interface
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flannel_udp import control, daemon, logs
-from flannel_udp.backend import path as path_module
+from flannel_udp import control, daemon
 from flannel_udp.config import parse_network_config
-from flannel_udp.daemon import Daemon
 from flannel_udp.errors import (
     ConfigError,
     ControlError,
@@ -32,7 +27,6 @@ from flannel_udp.errors import (
 from flannel_udp.forwarder import Notice
 from flannel_udp.instance import sole_instance
 from flannel_udp.link import LinkAddress, LinkEvent
-from flannel_udp.options import NodeOptions
 from flannel_udp.subnet import (
     ConfigChanged,
     OwnLeaseChanged,
@@ -45,89 +39,10 @@ from flannel_udp.subnet import (
 from flannel_udp.subnet_env import read_subnet_env
 
 from ..conftest import wait_until
-from .fakes import CONFIG, FakeBackend, FakeLinks, FakeManager, lease
+from .daemon_node import Node
+from .fakes import CONFIG, FakeManager, lease
 
 NETWORK = IPv4Network("10.5.0.0/16")
-
-
-class Node:
-    """A daemon in a thread, and what stands around it."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.options = NodeOptions(run_dir=root / "run", state_dir=root / "state", subnet_file=root / "subnet.env")
-        self.manager = FakeManager()
-        self.links = FakeLinks()
-        self.backend = FakeBackend(self.links)
-        self.plane = self.backend.plane
-        self.status: int | BaseException | None = None
-        monkeypatch.setattr(daemon, "Links", lambda: self.links)
-        monkeypatch.setattr(daemon, "LinkMonitor", self.links.monitor)
-        monkeypatch.setattr(daemon, "backend_of", lambda _: self.backend)
-        monkeypatch.setattr(path_module, "host_warnings", lambda *_: [])
-        for name, value in {"TICK": 0.02, "START_RETRY": 0.01, "LEASE_RETRY_MIN": 0.01, "FIRST_PEERS": 0.2,
-                            "ASSURE": 0.02}.items():
-            monkeypatch.setattr(daemon, name, value)
-        for name in ("DELAY_MIN", "DELAY_MAX"):
-            monkeypatch.setattr(path_module, name, 0.01)
-        self.daemon = Daemon(self.options, self.manager)
-
-    def run(self) -> int:
-        """Start, and wait for the end in this thread."""
-        return self.daemon.run()
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Be ready inside the block, and stopped cleanly after it."""
-        with self.started():
-            wait_until(lambda: self.asked() is not None, "the daemon is ready")
-            yield
-
-    @contextlib.contextmanager
-    def started(self) -> Iterator[None]:
-        def run() -> None:
-            try:
-                self.status = self.daemon.run()
-            except BaseException as error:
-                self.status = error
-                raise
-
-        self.daemon = Daemon(self.options, self.manager)
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            self.daemon.stop()
-            thread.join(10)
-        assert not thread.is_alive()
-        assert self.status == 0
-        assert self.nothing_is_left()
-
-    def asked(self) -> dict[str, Any] | None:
-        with contextlib.suppress(ControlError):
-            return control.ask(control.socket_path(self.options.run_dir), {"command": "status"})
-        return None
-
-    def nothing_is_left(self) -> bool:
-        left = {file.name for file in self.options.run_dir.parent.rglob("*") if not file.is_dir()} - {"subnet.env"}
-        return self.backend.all_closed() and self.links.opened == 0 and not left and self.manager.deeds[-1] == "close"
-
-    def env(self) -> str:
-        return str(read_subnet_env(self.options.subnet_file).subnet)
-
-
-@pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    logs.configure(2)
-    return Node(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """The log. Not capfd, which loses what another thread writes while it is read."""
-    log = io.StringIO()
-    monkeypatch.setattr("flannel_udp.logs.sys", SimpleNamespace(stderr=log))
-    return log
 
 
 def told(said: io.StringIO, words: str) -> int:
