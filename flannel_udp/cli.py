@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,6 +84,8 @@ def run(argv: Sequence[str]) -> int:
     if asked == "version":
         print(f"{PROGRAM} {_version()}")
         return 0
+    # Until the daemon takes signals there is nothing to take down; a traceback out of an import tells nobody anything.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from flannel_udp import daemon
 
     return daemon.run(asked)

@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_PORT
 from flannel_udp.errors import ConfigError
+from flannel_udp.foreign_json import read_json
 
 # flannel's backends; which of them this program has is for the table in backend/ to say.
 BACKEND_TYPES: Final = ("udp", "vxlan", "host-gw", "wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc")
@@ -25,7 +26,10 @@ UDP_MTU_MIN: Final = IPV4_MTU_MIN + UDP_OVERHEAD_V4
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """A valid network configuration, defaults filled in; a family that is not enabled has no network and length 0."""
+    """A valid network configuration, defaults filled in; a family that is not enabled has no network and length 0.
+
+    Two are equal if they mean the same, whatever their text.
+    """
 
     enable_ipv4: bool
     enable_ipv6: bool
@@ -40,7 +44,7 @@ class NetworkConfig:
     ipv6_subnet_max: IPv6Address | None
     backend_type: str
     backend: Mapping[str, Any] = field(hash=False)
-    text: str
+    text: str = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,10 @@ _V6: Final = _Family("IPv6", 128, 64, "fd00:5::/48", lambda pair: IPv6Network(pa
 def parse_network_config(text: str | bytes) -> NetworkConfig:
     """Read, check and complete flannel's configuration; ConfigError names key, value and what would be right."""
     text = text if isinstance(text, str) else text.decode("utf-8", "replace")
-    fields = _read_fields(_read_object(text), _READERS)
+    written = _read_object(text)
+    fields = _read_fields(written, _READERS)
+    _check_networks(fields, [key for key in written if key.casefold() not in _READERS])
     enable4, enable6 = fields.get("EnableIPv4", True), fields.get("EnableIPv6", False)
-    if not enable4 and not enable6:
-        raise ConfigError("EnableIPv4 false, EnableIPv6 false: at least one address family must be enabled")
     network, length, low, high = _check_family(fields, _V4) if enable4 else (None, 0, None, None)
     ipv6_network, ipv6_length, ipv6_low, ipv6_high = _check_family(fields, _V6) if enable6 else (None, 0, None, None)
     backend = fields.get("Backend")
@@ -126,12 +130,24 @@ def _backend_type(backend: Mapping[str, Any] | None) -> str:
     return kind.lower()
 
 
+def _check_networks(fields: Mapping[str, Any], unknown: list[str]) -> None:
+    """Refuse a configuration without any family, or without the network of an enabled one."""
+    enabled = [family for family, default in ((_V4, True), (_V6, False))
+               if fields.get(f"Enable{family.prefix or 'IPv4'}", default)]
+    if not enabled:
+        raise ConfigError("EnableIPv4 false, EnableIPv6 false: at least one address family must be enabled")
+    # flannel ignores what it does not know; here that may be the missing key with a slip of the pen in it.
+    hint = f"; not known, and ignored: {_shortened(', '.join(map(json.dumps, unknown)))}" if unknown else ""
+    for family in enabled:
+        if f"{family.prefix}Network" not in fields:
+            raise ConfigError(f"{family.prefix}Network is missing: give the overlay network, for example "
+                              f'"{family.example}"{hint}')
+
+
 def _check_family(fields: Mapping[str, Any], family: _Family[N, A]) -> tuple[N, int, A, A]:
     """Apply flannel's rules and defaults for one address family: network, subnet length, first and last subnet."""
     key = f"{family.prefix}Network"
-    network: N | None = fields.get(key)
-    if network is None:
-        raise ConfigError(f'{key} is missing: give the overlay network, for example "{family.example}"')
+    network: N = fields[key]
     if network.prefixlen == 0:
         _refuse(key, str(network), f'the whole address space cannot be the overlay; for example "{family.example}"')
     length = _subnet_len(fields.get(f"{family.prefix}SubnetLen", 0), network, family)
@@ -183,10 +199,9 @@ def _read_object(text: str) -> dict[str, Any]:
         raise ValueError(f"{name} is no JSON number")
 
     try:
-        value = json.loads(text, object_pairs_hook=keep_last, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"network configuration is not JSON: {problem}") from None
+        value = read_json(text, object_pairs_hook=keep_last, parse_constant=refuse_constant)
+    except ValueError as error:
+        raise ConfigError(f"network configuration is not JSON: {error}") from None
     if not isinstance(value, dict):
         _refuse("network configuration", value, 'a JSON object, for example {"Network": "10.5.0.0/16"}')
     return value
@@ -224,12 +239,16 @@ def _read_network(family: _Family[N, A]) -> _Reader:
     def read(key: str, value: object) -> N:
         right = f'an address, a slash and a length in quotes, for example "{family.example}"'
         address, _, length = value.partition("/") if isinstance(value, str) else ("", "", "")
-        if not (length.isascii() and length.isdigit() and int(length) <= family.bits and "%" not in address):
+        length = length.lstrip("0") or length[:1]  # Python refuses to read thousands of digits
+        if not (length.isascii() and length.isdigit() and len(length) <= 3 and "%" not in address):
             _refuse(key, value, right)
         try:
-            return family.make_network((int(family.make_address(address)), int(length)))
+            number = int(family.make_address(address))
         except ValueError:
             _refuse(key, value, right)
+        if int(length) > family.bits:
+            _refuse(key, value, f"a prefix length of at most {family.bits}")
+        return family.make_network((number, int(length)))
 
     return read
 
@@ -269,5 +288,8 @@ _READERS: Final[Mapping[str, tuple[str, _Reader]]] = {
 
 
 def _refuse(key: str, value: object, right: str) -> NoReturn:
-    shown = json.dumps(value, ensure_ascii=True)
-    raise ConfigError(f"{key} {shown if len(shown) <= 80 else shown[:77] + '...'}: {right}")
+    raise ConfigError(f"{key} {_shortened(json.dumps(value, ensure_ascii=True))}: {right}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."

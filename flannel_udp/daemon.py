@@ -12,13 +12,13 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flannel_udp import control, logs
 from flannel_udp.backend import backend_of
 from flannel_udp.backend.path import DataPath, LoopEnded
 from flannel_udp.backend.peers import PeerRoutes
-from flannel_udp.errors import ConfigError, ControlError, FlannelUdpError, NoConfig, RegistryUnavailable
+from flannel_udp.errors import ConfigError, ControlError, Fault, FlannelUdpError, NoConfig, RegistryUnavailable
 from flannel_udp.inbox import Answer, Inbox, Question, Stop, Stopped
 from flannel_udp.instance import sole_instance
 from flannel_udp.link import LinkEvent
@@ -29,6 +29,7 @@ from flannel_udp.subnet import (
     ConfigChanged,
     OwnLeaseChanged,
     OwnLeaseLost,
+    OwnLeaseRenewed,
     PeersChanged,
     PeersReset,
     SubnetEvent,
@@ -48,11 +49,15 @@ if TYPE_CHECKING:
     from flannel_udp.options import NodeOptions
 
 _log = logs.get("daemon")
+R = TypeVar("R")
 
-# Our choices, in seconds: how often the data plane is asked what the log should say; how often a missing configuration
-# is asked for (flannel's); between tries to get a lost lease back, at first and at most; how long the first peers are
-# waited for; how long a question over the control socket may wait for the owner.
-TICK, CONFIG_RETRY, LEASE_RETRY_MIN, LEASE_RETRY_MAX, FIRST_PEERS, PATIENCE = 1.0, 1.0, 0.5, 30.0, 5.0, 3.0
+# Our choices, in seconds: how often the data plane is asked what the log should say; how often the start asks for what
+# the registry does not give yet (flannel's); between tries to get a lost lease back, at first and at most; how long the
+# first peers are waited for; how long a question over the control socket may wait for the owner.
+TICK, START_RETRY, LEASE_RETRY_MIN, LEASE_RETRY_MAX, FIRST_PEERS, PATIENCE = 1.0, 1.0, 0.5, 30.0, 5.0, 3.0
+
+# Our choice, in seconds: how often the device is looked at without an event, should one have been missed.
+ASSURE = 10.0
 
 _Event: TypeAlias = LoopEnded | LinkEvent | SubnetEvent
 
@@ -70,6 +75,7 @@ class Daemon:
         self._acquire_delay = LEASE_RETRY_MIN
         self._started_at = time.time()
         self._peers_known = False
+        self._assure_at = 0.0
         self._problems = Problems()
         self._config: NetworkConfig
         self._links: Links
@@ -115,7 +121,7 @@ class Daemon:
         self._peers = PeerRoutes(backend, self._path.forwarder)
         self._stack.callback(self._path.close)
         self._path.prepare()
-        lease = self._inbox.wait(self._manager.acquire, backend.attrs())
+        lease = self._insist("a lease", (RegistryUnavailable,), self._manager.acquire, backend.attrs())
         _log.info("lease acquired", lease=lease.key)
         self._path.open(lease)
         for line in self._path.warnings():
@@ -127,20 +133,25 @@ class Daemon:
         self._tell_ready()
 
     def _fetch_config(self) -> NetworkConfig:
-        """The network configuration, waited for as long as it takes; each cause is told once."""
+        """The network configuration, waited for as long as it takes."""
+        despite = (NoConfig, RegistryUnavailable, ConfigError)
+        config = self._insist("the network configuration", despite, self._manager.config)
+        if config.enable_ipv6 and config.backend_type == "udp":
+            _log.warning("the udp backend carries IPv4 only: the IPv6 subnet is leased but has no tunnel")
+        return config
+
+    def _insist(self, what: str, despite: tuple[type[FlannelUdpError], ...], call: Callable[..., R],
+                *args: object) -> R:
+        """Call again and again despite these errors; each cause is told once."""
         told = ""
         while True:
             try:
-                config = self._inbox.wait(self._manager.config)
-            except (NoConfig, RegistryUnavailable, ConfigError) as error:
+                return self._inbox.wait(call, *args)
+            except despite as error:
                 if str(error) != told:
                     told = str(error)
-                    _log.warning("waiting for the network configuration", reason=error)
-                self._inbox.pause(CONFIG_RETRY)
-                continue
-            if config.enable_ipv6 and config.backend_type == "udp":
-                _log.warning("the udp backend carries IPv4 only: the IPv6 subnet is leased but has no tunnel")
-            return config
+                    _log.warning(f"waiting for {what}", reason=error)
+                self._inbox.pause(START_RETRY)
 
     def _await_peers(self) -> None:
         """Route to the peers that are there before others are told that this node is ready."""
@@ -171,7 +182,8 @@ class Daemon:
             while True:
                 batch = self._inbox.take(min(tick, self._path.retry_at or tick))
                 self._handle_all(batch)
-                self._path.mend()
+                if self._path.mend():
+                    self._guarded(lambda: self._tell_own(afresh=False))
                 self._path.publish()
                 if time.monotonic() >= tick:
                     self._tick()
@@ -202,10 +214,17 @@ class Daemon:
                 self._acquired(event)
             case OwnLeaseChanged(lease=lease):
                 self._hold(lease)
+            case OwnLeaseRenewed(lease=lease) if self._path.lease and self._path.lease.key == lease.key:
+                self._path.lease = lease
             case ConfigChanged():
                 self._config_changed(event)
+            case Trouble(cause="registry-recovered" as cause, detail=detail):
+                _log.info(detail, cause=cause)
             case Trouble(cause=cause, detail=detail):
                 _log.warning(detail, cause=cause)
+            case Fault(thread=thread, error=error):
+                _log.error("a part of this program broke down", thread=thread, reason=repr(error))
+                raise error
 
     def _change_peers(self, event: PeersReset | PeersChanged) -> None:
         if isinstance(event, PeersReset):
@@ -213,20 +232,31 @@ class Daemon:
             self._peers_known = True
         else:
             self._peers.change(event.put, event.deleted)
-        self._guarded(self._path.tell_own)  # a subnet that changed hands may have become ours before it ceased theirs
+        # A subnet that changed hands may have become ours before it ceased theirs.
+        self._guarded(lambda: self._tell_own(afresh=False))
+
+    def _tell_own(self, *, afresh: bool) -> None:
+        """Tell the data plane what is ours, and then of those that our own subnet may have stood in the way of."""
+        self._path.tell_own(afresh=afresh)
+        self._peers.retry()
 
     def _links_changed(self, events: list[LinkEvent]) -> None:
         self._path.links_changed(events)
+        self._note_rival()
         if any(event.kind in ("address", "address gone", "lost") for event in events):
-            self._path.tell_own()
+            self._tell_own(afresh=True)
             self._check_external()
+
+    def _note_rival(self) -> None:
+        """Say so when another link has the route to the overlay network, and when ours is back."""
+        self._problems.note("route", self._path.tun.rival if self._path.tun else "")
 
     def _check_external(self) -> None:
         """Say so when the address that peers know is gone from this host, and when it is back."""
         address = self._external.address
-        here = any(one.ip == address for one in self._links.addresses())
-        self._problems.note("external", "" if here else f"the underlay address {address} is no longer on this host: "
-                      "give it back, or restart to choose another")
+        self._problems.note("external", "" if address in self._path.addresses else
+                            f"the underlay address {address} is no longer on this host: "
+                            "give it back, or restart to choose another")
 
     def _acquire(self) -> None:
         self._acquire_at = None
@@ -279,6 +309,10 @@ class Daemon:
             detail = {"detail": notice.detail} if notice.detail else {}
             _log.warning(notice.event, cause=notice.cause, reason=notice.cause, count=notice.count,
                          meaning=notice.meaning, **detail)
+        if time.monotonic() >= self._assure_at:
+            self._assure_at = time.monotonic() + ASSURE
+            self._guarded(self._path.assure)
+            self._note_rival()
         if self._problems.of("subnet file"):
             self._write_subnet_env()
         if self._acquire_at and time.monotonic() >= self._acquire_at:
@@ -304,10 +338,13 @@ class Daemon:
         """In the control socket's thread."""
         return self._inbox.ask(request, PATIENCE)
 
-    def _reply(self, request: dict[str, Any]) -> dict[str, Any] | FlannelUdpError:
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any] | Exception:
         if request.get("command") != "status":
             return ControlError(f"this daemon knows no command {request.get('command')!r}, only status")
-        return status(self._started_at, self._external, self._path, self._peers, self._problems)
+        try:
+            return status(self._started_at, self._external, self._path, self._peers, self._problems)
+        except Exception as error:  # whatever it is, the control socket tells the asker and the log; packets go on
+            return error
 
 
 def run(options: NodeOptions) -> int:

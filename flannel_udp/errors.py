@@ -16,7 +16,19 @@ FlannelUdpError                 every error that is somebody's to mend; str() is
 ├── ControlError                the control socket: no daemon there, or an answer that makes no sense
 ├── InstanceError               another instance holds the same state or run directory
 └── LabError                    the lab cannot be built, found or entered
+
+Fault is none of them: no user can mend what the program did not expect.
 """
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error that a thread does not know ended it. It is posted to the owner, who raises it."""
+
+    thread: str
+    error: Exception
 
 
 class FlannelUdpError(Exception):

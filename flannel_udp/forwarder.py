@@ -169,8 +169,11 @@ class Forwarder:
     def set_peer(self, subnet: Network, underlay: Address, port: int, coat: bytes = b"") -> None:
         """Send a subnet to a node, or move it there.
 
-        Raises LeaseError if the subnet does not fit the network or is this node's own.
+        Raises LeaseError if the subnet does not fit the network or is this node's own, or the address is of the other
+        family; nothing is changed then.
         """
+        if underlay.version != self._network.version:
+            raise LeaseError(f"{subnet}: {underlay} is no IPv{self._network.version} address")
         if subnet == self._own:
             raise LeaseError(f"{subnet} is this node's own subnet")
         slot = self._slots.get(subnet)
@@ -266,7 +269,7 @@ class Forwarder:
         }
 
     def status(self) -> dict[str, object]:
-        """Return FIB, loops, threads, counters with their meanings: values for JSON."""
+        """Return FIB, loops and counters with their meanings: values for JSON."""
         return {
             "fib": self._builder.status(),
             "loops": {
@@ -274,10 +277,6 @@ class Forwarder:
                 "cpus": ",".join(map(str, self._loops.cpus)) or "any",
                 "busy_poll_us": self._loops.busy_poll,
             },
-            "threads": [
-                {"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}
-                for thread in (self._running.threads if self._running else [])
-            ],
             "counters": {
                 direction: {
                     "packets": counters.packets,
@@ -344,6 +343,8 @@ class Forwarder:
 
     def _slot_number(self) -> int:
         """Choose a slot: one that went and whose grace period is over, else one never used."""
+        if not self._free and self._next_slot >= self._builder.slot_limit:
+            self.publish()  # those that went since the last publish are all there is; no route leads to them any more
         if not self._free:
             return self._next_slot
         epoch, number = self._free[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from flannel_udp.errors import ControlError, FlannelUdpError
+from flannel_udp.errors import ControlError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +40,9 @@ class Question:
     """A request that somebody waits for, in another thread, to be answered."""
 
     request: dict[str, Any]
-    replies: SimpleQueue[dict[str, Any] | FlannelUdpError]
+    replies: SimpleQueue[dict[str, Any] | Exception]
 
-    def reply(self, answer: dict[str, Any] | FlannelUdpError) -> None:
+    def reply(self, answer: dict[str, Any] | Exception) -> None:
         """Let the asking thread go on."""
         self.replies.put(answer)
 
@@ -99,14 +99,17 @@ class Inbox(Generic[T]):
                 return
 
     def ask(self, request: dict[str, Any], patience: float) -> dict[str, Any]:
-        """From another thread: put a question to the owner and give its reply; ControlError when none comes in time."""
+        """From another thread: put a question to the owner and give its reply, raise it if it is an error.
+
+        ControlError when none comes in time.
+        """
         question = Question(request, SimpleQueue())
         self._queue.put(question)
         try:
             reply = question.replies.get(timeout=patience)
         except Empty:
             raise ControlError(f"the daemon did not find time to answer within {patience:g} s") from None
-        if isinstance(reply, FlannelUdpError):
+        if isinstance(reply, Exception):
             raise reply
         return reply
 

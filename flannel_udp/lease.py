@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from flannel_udp.errors import LeaseError
+from flannel_udp.foreign_json import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -25,6 +26,7 @@ A = TypeVar("A", IPv4Address, IPv6Address)
 # flannel's expression to the letter, dots that match anything included; anchored at the end only, so that a key may
 # carry any prefix.
 _KEY: Final = re.compile(r"([0-9]+\.[0-9]+.[0-9]+.[0-9]+)-([0-9]+)(?:&([a-f0-9:]+)-([0-9]+))?\Z", re.DOTALL)
+_KEY_MAX_CHARS: Final = 128  # our choice: twice the longest pair of subnets; matching takes the cube of it
 _KEY_MAX_LEN4: Final = 31  # specification: flannel reads the lengths as 5 and 7 bits
 _KEY_MAX_LEN6: Final = 127
 _GO_ESCAPES: Final = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
@@ -91,6 +93,8 @@ def subnet_key(subnet: IPv4Network | None, ipv6_subnet: IPv6Network | None) -> s
 
 def parse_subnet_key(key: str) -> tuple[IPv4Network | None, IPv6Network | None]:
     """Read a key, host bits masked off; LeaseError if it names no subnet."""
+    if len(key) > _KEY_MAX_CHARS:
+        raise LeaseError(f"longer than {_KEY_MAX_CHARS} characters")
     match = _KEY.search(key)
     if match is None:
         raise LeaseError('no subnet key such as "10.5.52.0-24"')
@@ -126,8 +130,8 @@ def encode_attrs(attrs: LeaseAttrs) -> bytes:
 def decode_attrs(value: bytes) -> LeaseAttrs:
     """Read a lease's value; LeaseError says what cannot be read."""
     try:
-        obj = json.loads(value)
-    except (ValueError, RecursionError):
+        obj = read_json(value)
+    except ValueError:
         raise LeaseError(f"value is not JSON: {_shorten(value)}" if value else "value is empty") from None
     if not isinstance(obj, dict):
         raise LeaseError(f"value is not a JSON object: {_shorten(value)}")

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 Address: TypeAlias = IPv4Address | IPv6Address
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 Network: TypeAlias = IPv4Network | IPv6Network
-EventKind: TypeAlias = Literal["link", "link gone", "address", "address gone", "lost"]
+EventKind: TypeAlias = Literal["link", "link gone", "address", "address gone", "route", "lost"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,13 @@ class Route:
 
 @dataclass(frozen=True)
 class LinkEvent:
-    """Something about links or addresses changed; "lost" says that events were missed and all must be read anew."""
+    """Something about links, addresses or the main table's IPv4 routes changed; read anew what it is now.
+
+    "lost" says that events were missed: anything may have changed.
+    """
 
     kind: EventKind
     index: int = 0
     name: str = ""
+    network: Network | None = None
+    """Of a route that came, changed or went; None is the default route."""

@@ -19,13 +19,14 @@ from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, exceptions, rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from flannel_udp.errors import NetlinkError
+from flannel_udp.errors import Fault, NetlinkError
 from flannel_udp.link import Address, EventKind, Interface, Link, LinkAddress, LinkEvent, Network, Route
 
 IFF_UP = 0x1  # linux/if.h
 IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80  # linux/if_addr.h; 0x01 is SECONDARY in IPv4
 Message: TypeAlias = Any  # what pyroute2 parsed: it comes without types
 AF_BRIDGE = 7  # linux/socket.h
+MAIN_TABLE = 254  # linux/rtnetlink.h
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 ABSENT = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT)
 
@@ -124,7 +125,7 @@ class Links:
 
     def routes(self, family: int = 4) -> list[Route]:
         """The main table's routes, in the kernel's order: longest prefix unsorted, lower metric first."""
-        found = self._ask("list routes", "get_routes", family=FAMILIES[family], table=254)
+        found = self._ask("list routes", "get_routes", family=FAMILIES[family], table=MAIN_TABLE)
         return [_route(message) for message in found or ()]
 
     def route_to(self, destination: Address) -> Route | None:
@@ -181,15 +182,16 @@ class Links:
 
 
 class LinkMonitor:
-    """Posts a LinkEvent, from a thread of its own, whenever a link or an address changes, until closed."""
+    """Posts a LinkEvent, from a thread of its own, when a link, an address or an IPv4 route changes, until closed."""
 
-    GROUPS = rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV6_IFADDR
+    GROUPS = rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV6_IFADDR | rtnl.RTMGRP_IPV4_ROUTE
     KINDS: ClassVar[dict[int, EventKind]] = {
         rtnl.RTM_NEWLINK: "link", rtnl.RTM_DELLINK: "link gone",
         rtnl.RTM_NEWADDR: "address", rtnl.RTM_DELADDR: "address gone",
+        rtnl.RTM_NEWROUTE: "route", rtnl.RTM_DELROUTE: "route",
     }
 
-    def __init__(self, post: Callable[[LinkEvent], None]) -> None:
+    def __init__(self, post: Callable[[LinkEvent | Fault], None]) -> None:
         # A socket of our own in place of IPRoute.get(), which nothing could wake; open before the thread starts, so
         # that whoever reads the state after this constructor misses nothing.
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -210,6 +212,12 @@ class LinkMonitor:
         os.close(self._stop)
 
     def _run(self) -> None:
+        try:
+            self._listen()
+        except Exception as error:  # whatever it is, the owner raises it
+            self._post(Fault(self._thread.name, error))
+
+    def _listen(self) -> None:
         marshal = MarshalRtnl()
         waiting = select.poll()
         waiting.register(self._socket, select.POLLIN)
@@ -226,6 +234,11 @@ class LinkMonitor:
                 continue
             for message in marshal.parse(data):
                 kind = self.KINDS.get(message["header"]["type"])
+                if kind == "route":
+                    if message["table"] == MAIN_TABLE:
+                        route = _route(message)
+                        self._post(LinkEvent(kind, route.index or 0, network=route.network))
+                    continue
                 # A link that leaves a bridge is announced as deleted too, under the family of bridges.
                 if kind and message["family"] != AF_BRIDGE:
                     self._post(LinkEvent(kind, message["index"], message.get_attr("IFLA_IFNAME") or ""))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from flannel_udp import logs
@@ -17,6 +16,12 @@ if TYPE_CHECKING:
     from flannel_udp.underlay import ExternalInterface
 
 _log = logs.get("daemon")
+
+try:
+    # Of the program that runs: by the time of a question another may be installed, or none.
+    VERSION = version("flannel-udp")
+except PackageNotFoundError:
+    VERSION = "not installed"
 
 
 class Problems:
@@ -50,18 +55,19 @@ def status(started_at: float, external: ExternalInterface, path: DataPath, peers
     lease = path.lease
     assert lease is not None
     return {
-        "version": version("flannel-udp"),
+        "version": VERSION,
         "pid": os.getpid(),
         "started_at": started_at,
         "backend": path.backend.name,
         "config_problem": problems.of("config"),
-        "lease": _texts({"subnet": lease.subnet, "ipv6_subnet": lease.ipv6_subnet,
-                         "public_ip": lease.attrs.public_ip, "public_ipv6": lease.attrs.public_ipv6}),
+        "lease": {**_texts({"subnet": lease.subnet, "ipv6_subnet": lease.ipv6_subnet,
+                            "public_ip": lease.attrs.public_ip, "public_ipv6": lease.attrs.public_ipv6}),
+                  "expiry": lease.expiry, "reserved": lease.expiry is None},
         "external_interface": {"name": external.name, "index": external.index, "mtu": external.mtu,
                                **_texts({"address": external.address, "reason": external.reason})},
         "devices": path.devices(),
         "offloads": path.offloads(),
-        "peers": [_peer(peer) for peer in path.forwarder.peers()],
+        "peers": [peer_row(peer) for peer in path.forwarder.peers()],
         "skipped_peers": [{"lease": key, "reason": reason} for key, reason in peers.skipped.items()],
         **path.forwarder.status(),
         "threads": [{"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}
@@ -70,8 +76,10 @@ def status(started_at: float, external: ExternalInterface, path: DataPath, peers
     }
 
 
-def _peer(peer: PeerStatus) -> dict[str, Any]:
-    return {**asdict(peer), **_texts({"subnet": peer.subnet, "underlay": peer.underlay})}
+def peer_row(peer: PeerStatus) -> dict[str, Any]:
+    """One peer as values for JSON."""
+    # Not asdict(), which copies every address deeply: seconds for a network full of peers.
+    return {**vars(peer), "subnet": str(peer.subnet), "underlay": str(peer.underlay)}
 
 
 def _texts(values: dict[str, object]) -> dict[str, str | None]:

@@ -57,6 +57,8 @@ class Tun:
     queue: Any = field(repr=False)
     granted: Granted = field(default_factory=Granted)
     warnings: list[str] = field(default_factory=list)
+    rival: str = ""
+    """Whose route to the network stands where ours should, and what to do; empty while ours stands."""
 
     @property
     def vnet(self) -> bool:
@@ -82,6 +84,21 @@ class Tun:
         links.delete_address(self.index, self.address)
         self.address = address
 
+    def assure(self, links: TunLinks) -> list[str]:
+        """Make address, MTU, state and route what they should be; name what was not. Another's route stays (rival)."""
+        link = links.link(self.index)
+        if link is None:
+            raise TunError(f"the device {self.name} was deleted")
+        done = ["address"] if links.add_address(self.index, self.address) else []
+        if (link.mtu, link.up) != (self.mtu, True):
+            links.set_link(self.index, mtu=self.mtu, up=True)
+            done += [name for name, wrong in (("mtu", link.mtu != self.mtu), ("up", not link.up)) if wrong]
+        if links.add_route(self.network, self.index):
+            self.rival = ""
+            return [*done, "route"]
+        self.rival = _rival(self, links)
+        return done
+
     def close(self) -> None:
         """Delete the device; a second call does nothing."""
         self.queue.close()
@@ -100,9 +117,10 @@ def open_tun(pattern: str, mtu: int, address: Interface, network: Network, links
             raise TunError(f"the TUN device {queue.name} was deleted as soon as it was made")
         tun = Tun(link.name, link.index, mtu, address, network, queue, granted)
         tun.warnings += _quieten(tun, links)
-        links.add_address(tun.index, address)
-        links.set_link(tun.index, mtu=mtu, queue_length=QUEUE_LENGTH, up=True)
-        _route(tun, links)
+        links.set_link(tun.index, queue_length=QUEUE_LENGTH)
+        tun.assure(links)
+        if tun.rival:
+            raise TunError(tun.rival)
         tun.warnings += host_warnings(tun.name, network.version)
     except BaseException:
         queue.close()
@@ -182,16 +200,14 @@ def _reason(refusal: OSError) -> str:
     return refusal.strerror or str(refusal)
 
 
-def _route(tun: Tun, links: TunLinks) -> None:
-    """Lead the network into the device; somebody else's route to the same network would take its packets away."""
-    if links.add_route(tun.network, tun.index):
-        return
+def _rival(tun: Tun, links: TunLinks) -> str:
+    """Who has the route to our network: it takes the packets away; empty if it is ours."""
     others = [route.index for route in links.routes(tun.network.version) if route.network == tun.network]
-    if tun.index in others:
-        return
+    if tun.index in others or not others:  # none: it went between the two looks, and the next one puts ours back
+        return ""
     other = next((link.name for index in others if index is not None and (link := links.link(index))), "another link")
-    raise TunError(f"the route {tun.network} is taken by {other}: stop the flannel that runs here, or delete what it "
-                   f"left (ip route del {tun.network} dev {other})")
+    return (f"the route {tun.network} is taken by {other}: stop the flannel that runs here, or delete what it "
+            f"left (ip route del {tun.network} dev {other})")
 
 
 def _quieten(tun: Tun, links: TunLinks) -> Iterator[str]:

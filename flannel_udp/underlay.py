@@ -1,10 +1,12 @@
 """The external interface, chosen as flannel chooses it, and the underlay sockets on it."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +19,9 @@ from flannel_udp.offload import Granted, Refusal
 from flannel_udp.options import NodeOptions
 
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, linux/in6.h; not in Python's socket
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+SO_ATTACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 32, 33  # asm-generic/socket.h
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
+BPF_RET_K = 0x06  # linux/bpf_common.h
 # Our choice, measured for the design: smaller receive buffers cost a flood a tenth of its packets and TCP its windows.
 SOCKET_BUFFER = 4 << 20
 
@@ -95,7 +98,7 @@ def open_underlay_sockets(address: Address, port: int, *, segment: bool = True, 
     """Both sockets on this address, the first on this port and with the offloads that are wanted and granted."""
     street = open_underlay_socket(address, port)
     try:
-        path = open_underlay_socket(address, 0)
+        path = open_path_socket(address)
     except UnderlayError:
         street.close()
         raise
@@ -146,6 +149,12 @@ def _ask_for_gro(opened: socket.socket) -> None:
         raise
     if not told:
         raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+def open_path_socket(address: Address) -> socket.socket:
+    """A socket that is only asked for path MTUs: nobody reads it, so it lets nothing in that others would pile up."""
+    opened = open_underlay_socket(address, 0)
+    reject = ctypes.create_string_buffer(struct.pack("=HBBI", BPF_RET_K, 0, 0, 0))  # keep no byte of any datagram
+    opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(reject)))
+    return opened
 
 
 def _set_buffer(opened: socket.socket, forced: int, limited: int) -> None:

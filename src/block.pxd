@@ -7,17 +7,12 @@
 # Nothing in a published block changes any more. Who calls block_new() owns the block and frees it with free().
 
 from libc.stdint cimport uint8_t, uint32_t
-from libc.stdlib cimport calloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from fib cimport Fib, Subnet
 from peer cimport Peer, PeerTable
-from rcu cimport Retired
+from rcu cimport CACHE_LINE, Retired, aligned_alloc
 from wire.order cimport u128
-
-cdef enum:
-    # Our choice: parts begin on cache lines.
-    BLOCK_ALIGN = 64
 
 cdef struct Own:
     uint8_t tunnel[16]          # this node's tunnel address, network order (IPv4: the first 4): source of ICMP errors
@@ -35,8 +30,8 @@ cdef struct Block:
 
 
 cdef inline size_t block_part(size_t *cursor, size_t size) noexcept nogil:
-    """Take `size` bytes at the cursor; return where they begin."""
-    cdef size_t start = (cursor[0] + BLOCK_ALIGN - 1) & ~<size_t>(BLOCK_ALIGN - 1)
+    """Take `size` bytes at the cursor, from the next cache line on; return where they begin."""
+    cdef size_t start = (cursor[0] + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
     cursor[0] = start + size
     return start
 
@@ -49,12 +44,13 @@ cdef inline size_t block_place(Block *block, char *base) noexcept nogil:
     cdef size_t slots = block_part(&cursor, <size_t>block.peers.capacity * sizeof(Peer))
     cdef size_t by_address = block_part(&cursor, (<size_t>block.peers.bucket_mask + 1) * sizeof(uint32_t))
     cdef size_t addresses = block_part(&cursor, <size_t>block.own.capacity * sizeof(u128))
+    cdef size_t end = block_part(&cursor, 0)
     block.fib.cells = <uint32_t *>(base + cells)
     block.fib.buckets = <Subnet *>(base + buckets)
     block.peers.slots = <Peer *>(base + slots)
     block.peers.buckets = <uint32_t *>(base + by_address)
     block.own.addresses = <u128 *>(base + addresses)
-    return cursor
+    return end
 
 
 cdef inline Block *block_new(const Block *sizes) noexcept nogil:
@@ -62,8 +58,9 @@ cdef inline Block *block_new(const Block *sizes) noexcept nogil:
     cdef Block plan = sizes[0]
     cdef Block *block
     plan.size = block_place(&plan, NULL)
-    block = <Block *>calloc(1, plan.size)
+    block = <Block *>aligned_alloc(CACHE_LINE, plan.size)
     if block != NULL:
+        memset(block, 0, plan.size)
         block[0] = plan
         block_place(block, <char *>block)
     return block

@@ -4,8 +4,8 @@
 # 4.3.2.3). Leaves: a whole IP packet with the error, ready for the TUN; or nothing, where an error must not be sent
 # (RFC 1812, 4.3.2.7; RFC 4443, 2.4 (e)): about an ICMP error, about a fragment other than the first, to or about an
 # address that is not unicast, about a broken header. Rate limited as both RFCs ask: a bucket per sender, found by
-# hash, so that one sender's flood does not silence the error that another one waits for. The caller owns all memory. Not handled: source routes are not reversed (RFC 1812 makes that
-# a MAY for errors).
+# hash, so that one sender's flood does not silence the error that another one waits for. The caller owns all memory.
+# Not handled: source routes are not reversed (RFC 1812 makes that a MAY for errors).
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset

@@ -22,7 +22,8 @@ from icmp cimport (ERROR_MAX, Limiter, icmp_allowed_ipv4, icmp_allowed_ipv6, icm
                    limiter_take)
 from inner cimport inner_check
 from peer cimport AF_INET, AF_INET6, Peer, Underlay, peer_enter, peer_find, peer_leave
-from rcu cimport RCU_READERS, Rcu, Reader, Retired, rcu_offline, rcu_online, rcu_publish, rcu_reclaim
+from rcu cimport (RCU_READERS, Rcu, Reader, Retired, rcu_free, rcu_new, rcu_offline, rcu_online,
+                  rcu_publish, rcu_reclaim)
 from run cimport RUN_PACKETS, Run, run_clear, run_copy, run_join, run_length, run_piece, run_takes
 from segment cimport Template, is_super, segment_complete, segment_header, segment_payload, segment_plan
 from wire.arp cimport ArpHeader
@@ -440,19 +441,13 @@ cdef class RcuTrial:
     cdef readonly int allocated
 
     def __cinit__(self):
-        self.rcu = <Rcu *>calloc(1, sizeof(Rcu))
+        self.rcu = rcu_new()
         if self.rcu == NULL:
             raise MemoryError
         self.publish(1)
 
     def __dealloc__(self):
-        cdef Retired *block = self.rcu.oldest
-        while block != NULL:
-            self.rcu.oldest = block.next
-            free(block)
-            block = self.rcu.oldest
-        free(self.rcu.current)
-        free(self.rcu)
+        rcu_free(self.rcu)
 
     def publish(self, uint64_t stamp):
         """Publish a block full of `stamp`; free what no reader can hold; return how many blocks remain."""

@@ -15,8 +15,14 @@
 # it again.
 
 from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
 
 cdef enum:
+    CACHE_LINE = 64
     # Our choice: two loops per queue, and no machine wants more than 32 queues of one TUN.
     RCU_READERS = 64
 
@@ -47,7 +53,29 @@ cdef struct Rcu:
     uint64_t epoch              # counts publishes, from 1
     Retired *oldest             # retired, not yet reclaimed, in order of epoch
     Retired *newest
+    uint8_t padding[32]         # to a cache line: what the writer writes is apart from the readers' places
     Reader readers[RCU_READERS]
+
+
+cdef inline Rcu *rcu_new() noexcept nogil:
+    """Allocate one with nothing published; NULL if memory is short."""
+    cdef Rcu *rcu = <Rcu *>aligned_alloc(CACHE_LINE, sizeof(Rcu))
+    if rcu != NULL:
+        memset(rcu, 0, sizeof(Rcu))
+    return rcu
+
+
+cdef inline void rcu_free(Rcu *rcu) noexcept nogil:
+    """Free all that was published and the Rcu itself (or NULL), when there is no reader any more."""
+    cdef Retired *block
+    if rcu == NULL:
+        return
+    while rcu.oldest != NULL:
+        block = rcu.oldest
+        rcu.oldest = block.next
+        free(block)
+    free(rcu.current)
+    free(rcu)
 
 
 cdef inline void *rcu_online(Rcu *rcu, Reader *reader) noexcept nogil:

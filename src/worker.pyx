@@ -24,8 +24,8 @@ from fib cimport (FIB_MAX_CELLS, FIRST_PEER as FIRST_PEER_SLOT, SLOT_NONE, SLOT_
                   fib_hash_set)
 from forward cimport next_hop
 from peer cimport AF_INET, AF_INET6, COAT_MAX, Peer, Underlay, peer_enter, peer_leave
+from rcu cimport RCU_READERS, Rcu, Retired, rcu_free, rcu_new, rcu_passed, rcu_publish, rcu_reclaim
 from run cimport RUN_PACKETS
-from rcu cimport RCU_READERS, Rcu, Retired, rcu_passed, rcu_publish, rcu_reclaim
 from tun_to_udp cimport tun_to_udp
 from udp_to_tun cimport udp_to_tun
 from way cimport Way
@@ -157,22 +157,14 @@ cdef class Builder:
         plan.own.capacity = 16
         # Twice the cells: a peer that comes must find a slot though those that went still wait for their grace period.
         self.slot_limit = FIRST_PEER_SLOT + (2 * cells if plan.fib.cell_count else HASHED_SLOTS)
-        self.rcu = <Rcu *>calloc(1, sizeof(Rcu))
+        self.rcu = rcu_new()
         self.draft = block_new(&plan)
         if self.rcu == NULL or self.draft == NULL:
             raise MemoryError
         self.publish()
 
     def __dealloc__(self):
-        cdef Retired *block
-        if self.rcu != NULL:
-            block = self.rcu.oldest
-            while block != NULL:
-                self.rcu.oldest = block.next
-                free(block)
-                block = self.rcu.oldest
-            free(self.rcu.current)
-        free(self.rcu)
+        rcu_free(self.rcu)
         free(self.spare)
         free(self.draft)
 

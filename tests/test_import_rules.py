@@ -16,7 +16,7 @@ PYTHON = ROOT / "flannel_udp"
 CYTHON = ROOT / "src"
 
 # A module of the package, or a folder of modules, and what of ours it may import. A folder may always import itself.
-VALUES = {"errors", "lease", "config", "options", "logs", "link", "offload"}
+VALUES = {"errors", "foreign_json", "lease", "config", "options", "logs", "link", "offload"}
 DOORS = {"registry", "netlink", "tun", "underlay", "subnet_env", "control", "instance"}  # they touch the outside world
 DECISIONS = {"subnet", "backend", "forwarder"}
 OWNER = {"daemon", "inbox", "status"}  # the owner thread, its queue, its account of itself

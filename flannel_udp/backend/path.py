@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flannel_udp import logs
-from flannel_udp.errors import FlannelUdpError, LeaseError
+from flannel_udp.errors import FlannelUdpError, LeaseError, TunError
 from flannel_udp.forwarder import Doors
 from flannel_udp.offload import Refusal, report
 from flannel_udp.tun import TunLinks, host_warnings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from flannel_udp.backend import Backend
     from flannel_udp.lease import Lease
-    from flannel_udp.link import LinkAddress, LinkEvent
+    from flannel_udp.link import Address, LinkAddress, LinkEvent
     from flannel_udp.tun import Tun
     from flannel_udp.underlay import UnderlaySockets
 
@@ -62,6 +62,8 @@ class DataPath:
         self.tun: Tun | None = None
         self.trouble = ""
         """Why no packets pass; empty while they do."""
+        self.addresses: frozenset[Address] = frozenset()
+        """This host's, as they were when tell_own() read them last."""
         self.retry_at: float | None = None
         self._links = links
         self._post = post
@@ -107,13 +109,14 @@ class DataPath:
             self.tun.move(self.backend.tunnel(lease), self._links)
         self.tell_own()
 
-    def tell_own(self) -> None:
-        """Tell the forwarder which subnet and addresses are this node's."""
+    def tell_own(self, *, afresh: bool = True) -> None:
+        """Tell the forwarder which subnet and addresses are this node's; unless `afresh`, addresses as known."""
         if self.lease is None:
             raise LeaseError("this node has no lease yet")
         tunnel = self.backend.tunnel(self.lease)
-        local = [one.ip for one in self._links.addresses(family=tunnel.version)]
-        self.forwarder.set_own(self.backend.subnet(self.lease), tunnel.ip, local)
+        if afresh:
+            self.addresses = frozenset(one.ip for one in self._links.addresses())
+        self.forwarder.set_own(self.backend.subnet(self.lease), tunnel.ip, self.addresses)
         self._changed = True
 
     def publish(self) -> None:
@@ -123,16 +126,23 @@ class DataPath:
             self._changed = False
 
     def links_changed(self, events: Iterable[LinkEvent]) -> None:
-        """Look after the device when links change: mend it if it is gone, route to it again if it was down."""
+        """Look after the device when something of it changes, or may have."""
+        tun = self.tun
+        if tun and any(event.index == tun.index or event.network == tun.network or event.kind == "lost"
+                       for event in events):
+            self.assure()
+
+    def assure(self) -> None:
+        """Put back what somebody took from the device; mend the path if the device itself is gone."""
         if self.tun is None:
             return
-        link = self._links.link(self.tun.index)
-        if link is None:
-            self.broke(f"the device {self.tun.name} was deleted")
+        try:
+            done = self.tun.assure(self._links)
+        except TunError as error:
+            self.broke(str(error))
             return
-        concerned = any(event.index == link.index or event.kind == "lost" for event in events)
-        if concerned and link.up and self._links.add_route(self.tun.network, link.index):
-            _log.warning("route added again", network=self.tun.network, device=link.name)
+        if done:
+            _log.info("device set right again", device=self.tun.name, put_back=",".join(done))
 
     def loop_ended(self, ended: LoopEnded) -> None:
         """Mend a path one of whose loops has ended, unless that was known by other means."""
@@ -143,23 +153,24 @@ class DataPath:
         """Close what is left, to be opened anew by mend()."""
         self.close()
         now = time.monotonic()
-        if now - self._opened_at > HELD:
+        if self.retry_at is None and now - self._opened_at > HELD:  # a retry that fails was never open
             self._delay = DELAY_MIN
         self.trouble, self.retry_at = reason, now + self._delay
         _log.warning("data path broken", reason=reason, retry_in=f"{self._delay:.1f}s")
         self._delay = min(2 * self._delay, DELAY_MAX)
 
-    def mend(self) -> None:
-        """Open a broken path again, when its time has come."""
+    def mend(self) -> bool:
+        """Open a broken path again, when its time has come; whether it was."""
         if self.retry_at is None or self.lease is None or time.monotonic() < self.retry_at:
-            return
+            return False
         try:
             self.open(self.lease)
         except FlannelUdpError as error:
             self.broke(str(error))
-            return
+            return False
         self.trouble, self.retry_at = "", None
         _log.info("data path mended", device=self.tun.name if self.tun else "")
+        return True
 
     def warnings(self) -> list[str]:
         """What stands in the way of packets: some of it known since the device was made, some read anew."""

@@ -9,7 +9,7 @@ from flannel_udp import logs
 from flannel_udp.errors import LeaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from flannel_udp.backend import Backend, DataPlane
     from flannel_udp.lease import Lease
@@ -43,7 +43,7 @@ class PeerRoutes:
         fresh = {lease.key: lease for lease in leases}
         self.change(fresh.values(), [lease for key, lease in self._leases.items() if key not in fresh])
 
-    def change(self, put: Iterable[Lease], deleted: Iterable[Lease]) -> None:
+    def change(self, put: Iterable[Lease], deleted: Sequence[Lease]) -> None:
         """Peers that came or changed, and peers that went."""
         for lease in deleted:
             self._leases.pop(lease.key, None)
@@ -52,6 +52,8 @@ class PeerRoutes:
         for lease in put:
             self._leases[lease.key] = lease
             self._route(lease)
+        if deleted:
+            self.retry()  # who went may have stood in their way, or left the slot that they lacked
 
     def retry(self) -> None:
         """Try the skipped ones again: this node's own subnet may have stood in their way."""

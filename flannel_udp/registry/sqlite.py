@@ -51,11 +51,11 @@ class SqliteRegistry:
 
     @classmethod
     def from_url(cls, url: str, timeout: float = CALL_TIMEOUT) -> SqliteRegistry:
-        """Open sqlite:///absolute/path; UsageError for any other form."""
+        """Open sqlite:///absolute/path, also with four slashes, as others want it; UsageError for any other form."""
         path = url.removeprefix("sqlite://")
         if not path.startswith("/") or path.endswith("/"):
             raise UsageError(f"registry {url!r}: give the absolute path of a file, as in sqlite:///var/lib/leases.db")
-        return cls(path, timeout)
+        return cls("/" + path.lstrip("/"), timeout)
 
     def read_config(self) -> StoredConfig:
         """See the protocol."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from flannel_udp.errors import Fault
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,6 +42,13 @@ class OwnLeaseChanged:
 
 
 @dataclass(frozen=True)
+class OwnLeaseRenewed:
+    """The manager renewed this node's lease: the same as before but for expiry and revision."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True)
 class OwnLeaseLost:
     """This node's lease expired, was deleted or now belongs to another; acquire() again."""
 
@@ -62,7 +71,9 @@ class Trouble:
     detail: str
 
 
-SubnetEvent: TypeAlias = PeersReset | PeersChanged | OwnLeaseChanged | OwnLeaseLost | ConfigChanged | Trouble
+SubnetEvent: TypeAlias = (
+    PeersReset | PeersChanged | OwnLeaseChanged | OwnLeaseRenewed | OwnLeaseLost | ConfigChanged | Trouble | Fault
+)
 
 
 class SubnetManager(Protocol):

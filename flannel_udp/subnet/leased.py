@@ -7,12 +7,17 @@ One thread follows the registry and renews; the caller's threads acquire, update
 held over a write and over taking note of it, so that the thread never meets the echo of a write before the writer knows
 of it. While the registry cannot be reached nothing is taken back: peers and the own lease stand as last known.
 
+A registry may also come back as another one, made anew or restored from a backup. What it says of the own lease counts
+at once, for the lease is taken again then; peers that it does not know have a grace to do the same before their routes
+are dropped.
+
 Two nodes with the same public address share one lease, as in flannel: each takes the other for its own former self. It
 shows only when the other writes, and is told then (Trouble "own-lease-shared").
 """
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -23,6 +28,7 @@ from flannel_udp.errors import (
     Compacted,
     ConfigError,
     Conflict,
+    Fault,
     LeaseError,
     NoConfig,
     RegistryError,
@@ -30,7 +36,7 @@ from flannel_udp.errors import (
     UsageError,
 )
 from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_lease
-from flannel_udp.subnet import ConfigChanged, PeersChanged, PeersReset, SubnetEvent, Trouble
+from flannel_udp.subnet import ConfigChanged, OwnLeaseRenewed, PeersChanged, PeersReset, SubnetEvent, Trouble
 from flannel_udp.subnet.own import OwnLease
 from flannel_udp.subnet.peers import PeerTable
 
@@ -47,6 +53,8 @@ _WAIT_MAX: Final = 60.0  # our choice: seconds; how late a stepped clock is noti
 _BACKOFF_MIN: Final = 0.1  # specification: flannel's reconnection delays
 _BACKOFF_MAX: Final = 5.0
 _CLOSE_SECONDS: Final = 1.0
+GRACE: Final = 30.0  # our choice: seconds for peers to come back to a new registry; each tries at least every 5
+_KEY_SHOWN: Final = 64  # our choice: characters of a key in the log
 
 
 class LeasedSubnetManager:
@@ -60,6 +68,7 @@ class LeasedSubnetManager:
         renew_margin: float = RENEW_MARGIN,
         previous: Subnets = (None, None),
         acquire_timeout: float = ACQUIRE_TIMEOUT,
+        grace: float = GRACE,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -67,6 +76,7 @@ class LeasedSubnetManager:
             raise UsageError(f"renew margin {renew_margin:g} s: more than 0, less than the time to live of {ttl:g} s")
         self._registry = registry
         self._acquire_timeout = acquire_timeout
+        self._grace = grace
         self._clock = clock
         self._rng = rng or random.Random()
         self._lock = threading.Lock()
@@ -74,12 +84,14 @@ class LeasedSubnetManager:
         self._thread: threading.Thread | None = None
         # Guarded by the lock: the configuration in use, and the own lease.
         self._config: NetworkConfig | None = None
-        self._told_config: str | None = None
+        self._told_config: ConfigChanged | None = None
         self._own = OwnLease(registry, ttl, renew_margin, previous, clock, self._rng)
         # The thread's own.
         self._post: Callable[[SubnetEvent], None] = _unheard
         self._peers = PeerTable()
-        self._revision: int | None = None
+        self._revision = 0
+        self._stale = True  # a snapshot is wanted
+        self._grace_until: float | None = None
         self._first = True
         self._watch: Watch | None = None
         self._down_since: float | None = None
@@ -97,7 +109,7 @@ class LeasedSubnetManager:
         stored = self._registry.read_config()
         config = parse_network_config(stored.text)
         with self._lock:
-            self._config, self._told_config = config, stored.text
+            self._config, self._told_config = config, ConfigChanged(config, "")
         return config
 
     def acquire(self, attrs: LeaseAttrs) -> Lease:
@@ -147,11 +159,17 @@ class LeasedSubnetManager:
     # The thread.
 
     def _run(self) -> None:
+        try:
+            self._keep_following()
+        except Exception as error:  # whatever it is, the owner raises it
+            self._post(Fault("subnet-manager", error))
+
+    def _keep_following(self) -> None:
         while not self._stop.is_set():
             try:
                 self._follow()
             except Compacted:
-                self._revision = None
+                self._stale = True
             except RegistryError as error:
                 self._tell_down(error)
             self._stop.wait(self._rng.uniform(self._delay / 2, self._delay))
@@ -159,19 +177,20 @@ class LeasedSubnetManager:
 
     def _follow(self) -> None:
         """Follow the registry from where it was left, until the watch fails or a new snapshot is wanted."""
-        if self._revision is None or self._down_since is not None:
+        if self._stale or self._down_since is not None:
             self._resync()
             self._tell_up()
-        assert self._revision is not None
         watch = self._registry.watch(self._revision)
         self._watch = watch
         try:
-            while self._revision is not None and not self._stop.is_set():
+            while not self._stale and not self._stop.is_set():
                 self._renew()
-                changes = watch.wait(min(_WAIT_MAX, max(0.0, self._own.renew_at - self._clock())))
+                changes = watch.wait(min(_WAIT_MAX, max(0.0, self._own.renew_at - self._clock()), self._grace_left()))
                 self._delay = _BACKOFF_MIN
                 if changes:
                     self._apply(changes)
+                if not self._grace_left():
+                    self._stale = True
         finally:
             self._watch = None
             watch.close()
@@ -179,25 +198,30 @@ class LeasedSubnetManager:
     def _renew(self) -> None:
         with self._lock:
             try:
-                self.counters["renewals"] += self._own.renew()
+                renewed = self._own.lease if self._own.renew() else None
             except Conflict:
-                self._revision = None  # somebody wrote it: a snapshot shows who
+                renewed, self._stale = None, True  # somebody wrote it: a snapshot shows who
+        if renewed:
+            self.counters["renewals"] += 1
+            self._post(OwnLeaseRenewed(renewed))
 
     def _resync(self) -> None:
         """Compare everything with a snapshot."""
-        listing = self._registry.snapshot()
-        try:
-            text: str | None = self._registry.read_config().text
-        except NoConfig:
-            text = None
-        puts = [_decode("put", entry.key, entry.revision, entry.value, entry.expiry) for entry in listing.entries]
-        with self._lock:
-            told = self._judge_config(text)
-            absent = LeaseEvent("delete", self._own.key, listing.revision)
-            told += self._own.judge(next((put for put in puts if put.key == self._own.key), absent))
+        with self._lock:  # from the snapshot on, so that this node writes nothing that it does not show
+            listing = self._registry.snapshot()
+            told = self._judge_config(self._config_text())
+            puts = [_decode("put", entry.key, entry.revision, entry.value, entry.expiry) for entry in listing.entries]
+            own = self._own.lease
+            known = max(self._revision, own.revision if own else 0)
+            found = next((put for put in puts if put.key == self._own.key), None)
+            told += self._own.compare(found or LeaseEvent("delete", self._own.key, listing.revision))
             peers = [self._own.as_peer(put) for put in puts]
-        difference = self._peers.reset(peers)
-        self._revision = listing.revision
+        # A registry without the own lease may be a new one too, whose count has overtaken the old one's.
+        other = listing.revision < known or bool(own and not found)
+        difference = self._peers.reset(peers, keep=self._in_grace(other))
+        if other:
+            told += self._tell_other(listing.revision, known, {put.key for put in puts})
+        self._revision, self._stale = listing.revision, False
         self.counters["resyncs"] += 1
         if self._first:
             told.append(PeersReset(tuple(self._peers.leases.values())))
@@ -205,6 +229,33 @@ class LeasedSubnetManager:
         elif difference.put or difference.deleted:
             told.append(PeersChanged(difference.put, difference.deleted))
         self._tell(told, difference.skipped)
+
+    def _config_text(self) -> str | None:
+        try:
+            return self._registry.read_config().text
+        except NoConfig:
+            return None
+
+    def _in_grace(self, other: bool) -> bool:
+        """Whether absent peers are to stand; a grace begins with another registry, and anew after each outage in it."""
+        if other or (self._grace_until is not None and self._down_since is not None):
+            self._grace_until = time.monotonic() + self._grace
+        if not self._grace_left():
+            self._grace_until = None
+        return self._grace_until is not None
+
+    def _grace_left(self) -> float:
+        """Seconds until absent peers are dropped."""
+        return math.inf if self._grace_until is None else max(0.0, self._grace_until - time.monotonic())
+
+    def _tell_other(self, revision: int, known: int, keys: set[str]) -> list[SubnetEvent]:
+        absent = len(self._peers.leases.keys() - keys)
+        if revision >= known and not absent:
+            return []
+        other = f"the registry is another one than before, at revision {revision} after {known}"
+        what = other if revision < known else "the registry lost this node's lease, and others"
+        stand = f"; {absent} peers that it does not know stand for {self._grace:g} s more" if absent else ""
+        return [Trouble("registry-replaced", what + stand)]
 
     def _apply(self, changes: tuple[Change, ...]) -> None:
         """Take what a watch told."""
@@ -221,7 +272,7 @@ class LeasedSubnetManager:
                 held = self._own.lease is not None
                 told += self._own.judge(event)
                 if held and self._own.lease is None:
-                    self._revision = None  # what was no peer beside the own lease may be one now
+                    self._stale = True  # what was no peer beside the own lease may be one now
                 peers.append(self._own.as_peer(event))
         difference = self._peers.apply(peers)
         if difference.put or difference.deleted:
@@ -229,22 +280,19 @@ class LeasedSubnetManager:
         self._tell(told, difference.skipped)
 
     def _judge_config(self, text: str | None) -> list[SubnetEvent]:
-        if text == self._told_config:
-            return []
-        self._told_config = text
         if self._config is None:
             return []  # nobody has asked for it yet
-        if text is None:
-            return [ConfigChanged(None, "the network configuration was deleted")]
-        try:
-            return [ConfigChanged(parse_network_config(text), "")]
-        except ConfigError as error:
-            return [ConfigChanged(None, str(error))]
+        changed = _read_config(text)
+        if changed == self._told_config:
+            return []
+        self._told_config = changed
+        return [changed]
 
     def _tell(self, events: list[SubnetEvent], skipped: tuple[tuple[str, str], ...]) -> None:
         self.counters["skipped_keys"] += len(skipped)
         for key, problem in skipped:
-            events.append(Trouble("skipped-key", f"{key}: {problem}; skipped"))
+            shown = key if len(key) <= _KEY_SHOWN else f"{key[:_KEY_SHOWN]}..."
+            events.append(Trouble("skipped-key", f"{shown}: {problem}; skipped"))
         for event in events:
             self._post(event)
 
@@ -271,6 +319,15 @@ class LeasedSubnetManager:
 
 def _unheard(event: SubnetEvent) -> None:
     raise AssertionError(f"{event} before events()")
+
+
+def _read_config(text: str | None) -> ConfigChanged:
+    if text is None:
+        return ConfigChanged(None, "the network configuration was deleted")
+    try:
+        return ConfigChanged(parse_network_config(text), "")
+    except ConfigError as error:
+        return ConfigChanged(None, str(error))
 
 
 def _decode(kind: Literal["put", "delete"], key: str, revision: int, value: bytes, expiry: float | None) -> LeaseEvent:

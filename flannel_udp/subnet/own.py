@@ -102,7 +102,26 @@ class OwnLease:
         """Take note of a change of the own key, and say what it means unless this node made it."""
         own = self.lease
         if own is None or event.key != self.key or event.revision <= own.revision:
+            return []  # the revision tells the echo of this node's own writing
+        return self._judge(own, event)
+
+    def compare(self, event: LeaseEvent) -> list[SubnetEvent]:
+        """Take note of how the own key stands in a snapshot ("delete": not at all) made since the last write here.
+
+        Revisions say nothing then: a registry that was made anew or restored from a backup counts from another start.
+        """
+        own = self.lease
+        if own is None:
             return []
+        lease = event.lease
+        if lease is None or not same_node(lease.attrs, own.attrs) or event.revision > own.revision:
+            return self._judge(own, event)
+        if event.revision < own.revision:
+            self._keep(replace(lease, attrs=own.attrs))
+            self.renew_at = self._clock()  # what stands there is a backup's
+        return []
+
+    def _judge(self, own: Lease, event: LeaseEvent) -> list[SubnetEvent]:
         if event.kind == "delete":
             self._forget()
             return [OwnLeaseLost(f"lease {self.key} expired or was deleted")]

@@ -31,10 +31,15 @@ class PeerTable:
         self.leases: dict[str, Lease] = {}
         self.skipped: dict[str, str] = {}
 
-    def reset(self, events: Iterable[LeaseEvent]) -> Difference:
-        """Make the table hold exactly these puts; whole leases are compared, so a changed address is a change."""
+    def reset(self, events: Iterable[LeaseEvent], keep: bool = False) -> Difference:
+        """Make the table hold exactly these puts; whole leases are compared, so a changed address is a change.
+
+        `keep`: peers that are not among them stay for the time being.
+        """
         puts = list(events)
         gone = (self.leases.keys() | self.skipped.keys()) - {event.key for event in puts}
+        if keep:
+            gone -= self.leases.keys()
         return self.apply([*(LeaseEvent("delete", key, 0) for key in sorted(gone)), *puts])
 
     def apply(self, events: Iterable[LeaseEvent]) -> Difference:

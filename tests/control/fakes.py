@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_interface
 from typing import Any
 
@@ -89,8 +89,10 @@ class FakeLinks:
 
     def __init__(self) -> None:
         self.opened = 0
+        self.dumps = 0
         self.here = [LinkAddress(2, ip_interface("192.0.2.1/24"))]
         self.devices: dict[int, Link] = {2: Link(2, "eth0", 1500, True)}
+        self.routed: dict[Network, int] = {}
         self.post: Callable[[LinkEvent], None] = print
 
     def __enter__(self) -> "FakeLinks":
@@ -115,19 +117,24 @@ class FakeLinks:
         return list(self.devices.values())
 
     def addresses(self, index: int | None = None, family: int | None = None) -> list[LinkAddress]:
+        self.dumps += 1
         return [one for one in self.here if index in (None, one.index) and family in (None, one.ip.version)]
 
     def routes(self, family: int = 4) -> list[Route]:
-        return [Route(None, 2)] if family == 4 else []
+        return [Route(None, 2), *(Route(*one) for one in self.routed.items())] if family == 4 else []
 
     def route_to(self, destination: Address) -> Route | None:
         raise AssertionError(f"nobody asked for {destination}")
 
     def add_route(self, network: Network, index: int) -> bool:
-        del network, index
-        return False
+        if network in self.routed:
+            return False
+        self.routed[network] = index
+        return True
 
     def add_address(self, index: int, interface: Interface) -> bool:
+        if any((one.index, one.interface) == (index, interface) for one in self.here):
+            return False
         self.here.append(LinkAddress(index, interface))
         return True
 
@@ -137,7 +144,10 @@ class FakeLinks:
 
     def set_link(self, index: int, *, up: bool | None = None, mtu: int | None = None,
                  queue_length: int | None = None) -> None:
-        raise AssertionError((index, up, mtu, queue_length))
+        assert queue_length is None
+        assert up is not None
+        assert mtu is not None
+        self.devices[index] = replace(self.devices[index], up=up, mtu=mtu)
 
     def set_ipv4_option(self, index: int, option: int, value: int) -> None:
         raise AssertionError((index, option, value))
@@ -200,7 +210,7 @@ class FakePlane:
         return self.lost
 
     def status(self) -> dict[str, object]:
-        return {"fib": {"cells": 256}, "threads": [], "counters": {}}
+        return {"fib": {"cells": 256}, "counters": {}}
 
 
 class FakeBackend:
@@ -254,6 +264,7 @@ class FakeBackend:
         self.queues.append(queue)
         self.links.devices[index] = Link(index, "flannel0", 1472, True, "tun")
         self.links.add_address(index, self.tunnel(lease))
+        self.links.routed[IPv4Network("10.5.0.0/16")] = index
         return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), queue,
                    self.granted)
 

@@ -1,8 +1,10 @@
 """A registry, managers on it, what they post, and a registry that can be cut off."""
 
 import queue
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
@@ -50,6 +52,20 @@ class World:
 
     def overwrite(self, key: str, value: bytes, ttl: float | None = 100.0) -> Entry:
         return self.admin.update(key, value, ttl, self.entry(key).revision)
+
+    def copy(self, path: Path) -> Path:
+        """A backup of the registry."""
+        with closing(sqlite3.connect(self.path)) as here, closing(sqlite3.connect(path)) as there:
+            here.backup(there)
+        return path
+
+    def become(self, other: Path) -> None:
+        """Put another registry's file in the place of this one's."""
+        self.admin.close()
+        for ending in ("-wal", "-shm"):
+            Path(self.path + ending).unlink(missing_ok=True)
+        other.replace(self.path)
+        self.admin = SqliteRegistry(self.path)
 
     def keys(self) -> list[str]:
         return [entry.key for entry in self.admin.snapshot().entries]

@@ -144,3 +144,12 @@ def test_what_was_skipped_is_tried_again_when_asked() -> None:
     table.own = IPv4Network("10.5.77.0/24")
     routes.retry()
     assert (routes.skipped, routed(table)) == ({}, {"10.5.1.0/24": "192.0.2.2"})
+
+
+def test_what_was_skipped_is_tried_again_when_a_peer_goes() -> None:
+    table = Table()
+    routes = peers(table)
+    routes.change([lease("10.5.1.0/24"), lease("10.5.2.0/24")], [])
+    table.own = IPv4Network("10.5.77.0/24")
+    routes.change([], [lease("10.5.2.0/24")])
+    assert (routes.skipped, routed(table)) == ({}, {"10.5.1.0/24": "192.0.2.2"})

@@ -1,6 +1,7 @@
 """cli: words reach the functions they name; every fault is one line and a status; a cold start loads little."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -66,8 +67,29 @@ def test_run_hands_its_flags_to_the_daemon(monkeypatch: pytest.MonkeyPatch, regi
         return 7
 
     monkeypatch.setattr("flannel_udp.daemon.run", run)
+    monkeypatch.setattr("flannel_udp.cli.signal.signal", lambda *_: None)  # this process is the tests'
     assert cli.main(["run", "--registry", registry, "-v=1"]) == 7
     assert given == [NodeOptions(registry=registry, verbosity=1)]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from flannel_udp import cli
+class Dropped:  # an exception in here is printed and forgotten, as in the many that imports of others call
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "flannel_udp.daemon":
+            Dropped()
+sys.meta_path.insert(0, Finder())
+sys.exit(cli.main(["run", "--registry", sys.argv[1]]))
+"""
+
+
+def test_interrupt_before_the_daemon_is_loaded_ends_it_silently(registry: str) -> None:
+    done = program(INTERRUPTED, registry)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_run_tells_wrong_flags_in_one_line_and_points_at_the_help(told: Told) -> None:

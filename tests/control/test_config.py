@@ -106,6 +106,19 @@ def test_what_changes_nothing(more: str) -> None:
         assert getattr(config, field) == getattr(least, field)
 
 
+def test_the_same_in_other_words_is_the_same() -> None:
+    texts = '{"Network":"10.5.0.0/16"}', '{ "network": "10.5.0.0/16" }\n'
+    one, other = map(parse_network_config, texts)
+    assert one == other
+    assert one.text != other.text
+    assert one != parse_network_config('{"Network":"10.6.0.0/16"}')
+
+
+def test_zeros_before_a_length_are_read_as_go_reads_them() -> None:
+    config = parse_network_config('{"Network":"10.5.0.0/' + "0" * 5000 + '16"}')
+    assert config.network == IPv4Network("10.5.0.0/16")
+
+
 def test_the_last_of_equal_keys_counts_whatever_its_case() -> None:
     text = '{"Network":"10.1.0.0/16","network":"10.2.0.0/16","Network":"10.3.0.0/16"}'
     assert parse_network_config(text).network == IPv4Network("10.3.0.0/16")
@@ -127,7 +140,12 @@ REFUSED = [
     ('{"Network":10}', "Network 10", "in quotes"),
     ('{"Network":"10.5.0.0"}', 'Network "10.5.0.0"', "a slash and a length"),
     ('{"Network":"10.5.0.0/255.255.0.0"}', "Network", "a slash and a length"),
-    ('{"Network":"10.5.0.0/33"}', 'Network "10.5.0.0/33"', "length"),
+    ('{"Network":"10.5.0.0/' + "1" * 5000 + '"}', "Network", "a slash and a length"),
+    ('{"Network":"10.5.0.0/16","X":' + "1" * 5000 + "}", "not JSON", "digits"),
+    ('{"Network":' + "[" * 992 + "]" * 992 + "}", "not JSON", "deep"),
+    ('{"Network":"10.5.0.0/33"}', 'Network "10.5.0.0/33"', "a prefix length of at most 32"),
+    ('{"Netwrk":"10.5.0.0/16"}', "Network is missing", 'not known, and ignored: "Netwrk"'),
+    ('{"' + "X" * 5000 + '":1}', "Network is missing", "XXX..."),
     ('{"Network":"10.5.0.00/16"}', 'Network "10.5.0.00/16"', ""),
     ('{"Network":"fd00::/48"}', 'Network "fd00::/48"', "10.5.0.0/16"),
     ('{"Network":"0.0.0.0/0"}', 'Network "0.0.0.0/0"', "10.5.0.0/16"),
@@ -154,6 +172,7 @@ REFUSED = [
     (with_network('"IPv6Network":"10.5.0.0/16"'), 'IPv6Network "10.5.0.0/16"', "fd00:5::/48"),
     (with_network('"EnableIPv6":true'), "IPv6Network is missing", "fd00:5::/48"),
     ("{" + V6 + "}", "IPv6Network is missing", "fd00:5::/48"),
+    (with_v6("", "fd00::/129"), 'IPv6Network "fd00::/129"', "at most 128"),
     (with_v6("", "fd00::%1/48"), 'IPv6Network "fd00::%1/48"', ""),
     (with_v6("", "::/0"), 'IPv6Network "::/0"', "fd00:5::/48"),
     (with_v6("", "fd00:5::/125"), 'IPv6Network "fd00:5::/125"', "/124"),

@@ -1,24 +1,22 @@
 """The daemon's decisions, with everything around it on paper (fakes.py); tests/netns/ has the real world."""
 
-import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from ipaddress import IPv4Network, ip_interface
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flannel_udp import control, daemon, logs
-from flannel_udp.backend import path as path_module
+from flannel_udp import control, daemon
 from flannel_udp.config import parse_network_config
-from flannel_udp.daemon import Daemon
 from flannel_udp.errors import (
     ConfigError,
     ControlError,
+    Fault,
     NetlinkError,
     NoConfig,
     OutOfSubnets,
@@ -29,91 +27,22 @@ from flannel_udp.errors import (
 from flannel_udp.forwarder import Doors, Notice
 from flannel_udp.instance import sole_instance
 from flannel_udp.link import LinkAddress, LinkEvent
-from flannel_udp.options import NodeOptions
-from flannel_udp.subnet import ConfigChanged, OwnLeaseChanged, OwnLeaseLost, PeersChanged, PeersReset, Trouble
+from flannel_udp.subnet import (
+    ConfigChanged,
+    OwnLeaseChanged,
+    OwnLeaseLost,
+    OwnLeaseRenewed,
+    PeersChanged,
+    PeersReset,
+    Trouble,
+)
 from flannel_udp.subnet_env import read_subnet_env
 
 from ..conftest import wait_until
-from .fakes import CONFIG, FakeBackend, FakeLinks, FakeManager, lease
+from .daemon_node import Node
+from .fakes import CONFIG, FakeManager, lease
 
-
-class Node:
-    """A daemon in a thread, and what stands around it."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.options = NodeOptions(run_dir=root / "run", state_dir=root / "state", subnet_file=root / "subnet.env")
-        self.manager = FakeManager()
-        self.links = FakeLinks()
-        self.backend = FakeBackend(self.links)
-        self.plane = self.backend.plane
-        self.status: int | BaseException | None = None
-        monkeypatch.setattr(daemon, "Links", lambda: self.links)
-        monkeypatch.setattr(daemon, "LinkMonitor", self.links.monitor)
-        monkeypatch.setattr(daemon, "backend_of", lambda _: self.backend)
-        monkeypatch.setattr(path_module, "host_warnings", lambda *_: [])
-        for name, value in {"TICK": 0.02, "CONFIG_RETRY": 0.01, "LEASE_RETRY_MIN": 0.01, "FIRST_PEERS": 0.2}.items():
-            monkeypatch.setattr(daemon, name, value)
-        for name in ("DELAY_MIN", "DELAY_MAX"):
-            monkeypatch.setattr(path_module, name, 0.01)
-        self.daemon = Daemon(self.options, self.manager)
-
-    def run(self) -> int:
-        """Start, and wait for the end in this thread."""
-        return self.daemon.run()
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Be ready inside the block, and stopped cleanly after it."""
-        with self.started():
-            wait_until(lambda: self.asked() is not None, "the daemon is ready")
-            yield
-
-    @contextlib.contextmanager
-    def started(self) -> Iterator[None]:
-        def run() -> None:
-            try:
-                self.status = self.daemon.run()
-            except BaseException as error:
-                self.status = error
-                raise
-
-        self.daemon = Daemon(self.options, self.manager)
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            self.daemon.stop()
-            thread.join(10)
-        assert not thread.is_alive()
-        assert self.status == 0
-        assert self.nothing_is_left()
-
-    def asked(self) -> dict[str, Any] | None:
-        with contextlib.suppress(ControlError):
-            return control.ask(control.socket_path(self.options.run_dir), {"command": "status"})
-        return None
-
-    def nothing_is_left(self) -> bool:
-        left = {file.name for file in self.options.run_dir.parent.rglob("*") if not file.is_dir()} - {"subnet.env"}
-        return self.backend.all_closed() and self.links.opened == 0 and not left and self.manager.deeds[-1] == "close"
-
-    def env(self) -> str:
-        return str(read_subnet_env(self.options.subnet_file).subnet)
-
-
-@pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    logs.configure(2)
-    return Node(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """The log. Not capfd, which loses what another thread writes while it is read."""
-    log = io.StringIO()
-    monkeypatch.setattr("flannel_udp.logs.sys", SimpleNamespace(stderr=log))
-    return log
+NETWORK = IPv4Network("10.5.0.0/16")
 
 
 def told(said: io.StringIO, words: str) -> int:
@@ -139,6 +68,20 @@ def test_configuration_is_waited_for_and_each_cause_is_told_once(
     node.manager.configs = [*[NoConfig("none yet")] * 3, *[RegistryUnavailable("away")] * 2, ConfigError("bad"), CONFIG]
     with node.running():
         assert [said.getvalue().count(f"reason={word}") for word in ('"none yet"', "away", "bad")] == [1, 1, 1]
+
+
+def test_registry_that_fails_between_configuration_and_lease_is_waited_for(node: Node, said: io.StringIO) -> None:
+    node.manager.leases = [*[RegistryUnavailable("away")] * 3, lease("10.5.1.0/24")]
+    with node.running():
+        assert node.manager.deeds == ["config", *["acquire"] * 4]
+        assert told(said, 'event="waiting for a lease" reason=away') == 1
+
+
+def test_stop_while_the_registry_does_not_come_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "START_RETRY", 60.0)
+    node.manager.leases = [RegistryUnavailable("away")]
+    with node.started():
+        wait_until(lambda: "acquire" in node.manager.deeds, "it waits")
 
 
 @pytest.mark.parametrize("step", ["config", "acquire"])
@@ -194,6 +137,20 @@ def test_fault_of_the_programs_own_is_not_swallowed(node: Node) -> None:
     assert node.nothing_is_left()
 
 
+@pytest.mark.parametrize("thread", ["subnet-manager", "link-monitor"])
+def test_part_that_breaks_down_ends_the_daemon(
+        node: Node, said: io.StringIO, thread: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def events(_: FakeManager, post: Callable[[Any], None]) -> None:
+        post(PeersReset(()))
+        threading.Timer(0.1, post, [Fault(thread, ZeroDivisionError("a bug"))]).start()
+
+    monkeypatch.setattr(FakeManager, "events", events)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        node.run()
+    assert node.nothing_is_left()
+    assert told(said, f"thread={thread} reason=\"ZeroDivisionError('a bug')\"") == 1
+
+
 def test_start_goes_on_without_word_of_peers(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeManager, "events", lambda self, post: setattr(self, "post", post))
     with node.running():
@@ -239,6 +196,21 @@ def test_lost_lease_is_taken_again(node: Node, said: io.StringIO) -> None:
         wait_until(lambda: node.manager.deeds.count("acquire") == 4, "it is taken again")
         wait_until(lambda: told(said, "lease is held as before"), "that is said")
         assert node.plane.starts == 1
+        assert node.env() == "10.5.1.0/24"
+
+
+def test_status_tells_when_the_lease_expires(node: Node) -> None:
+    node.manager.leases = [lease("10.5.1.0/24", expiry=5e9)]
+
+    def told_lease() -> dict[str, Any]:
+        told: dict[str, Any] = (node.asked() or {})["lease"]
+        return told
+
+    with node.running():
+        assert (told_lease()["expiry"], told_lease()["reserved"]) == (5e9, False)
+        node.manager.post(OwnLeaseRenewed(lease("10.5.9.0/24", expiry=7e9)))  # one that is no longer held
+        node.manager.post(OwnLeaseRenewed(lease("10.5.1.0/24", expiry=6e9)))
+        wait_until(lambda: told_lease()["expiry"] == 6e9, "the renewed one is told")
         assert node.env() == "10.5.1.0/24"
 
 
@@ -320,6 +292,22 @@ def test_refusal_while_moving_is_mended(node: Node, monkeypatch: pytest.MonkeyPa
         wait_until(lambda: node.env() == "10.5.7.0/24", "subnet.env follows")
 
 
+def test_heir_is_routed_to_after_a_move_that_failed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the move fails the old subnet counts as ours; the heir's lease comes meanwhile and says nothing again."""
+    def refuse(*_: object) -> bool:
+        raise NetlinkError("no such device")
+
+    with node.running():
+        node.manager.post(PeersChanged((lease("10.5.1.0/24", "192.0.2.9"),), ()))
+        wait_until(lambda: (node.asked() or {})["skipped_peers"], "the heir is skipped")
+        with monkeypatch.context() as patch:
+            patch.setattr(node.links, "delete_address", refuse)
+            node.manager.post(OwnLeaseChanged(lease("10.5.7.0/24")))
+            wait_until(lambda: node.plane.starts == 2 and node.plane.running, "the path is opened anew")
+        wait_until(lambda: node.plane.published == {"10.5.1.0/24": "192.0.2.9:8285"}, "the heir is routed to")
+        assert (node.asked() or {})["skipped_peers"] == []
+
+
 def test_addresses_of_this_host_are_followed(node: Node, said: io.StringIO) -> None:
     with node.running():
         node.links.here.append(LinkAddress(2, ip_interface("198.51.100.1/24")))
@@ -333,6 +321,49 @@ def test_addresses_of_this_host_are_followed(node: Node, said: io.StringIO) -> N
         node.links.post(LinkEvent("lost"))
         wait_until(lambda: "192.0.2.1" in node.plane.own[2], "everything is read anew when events were missed")
         wait_until(lambda: (node.asked() or {})["warnings"] == [], "the warning is gone")
+
+
+@pytest.mark.parametrize("event", [LinkEvent("route", 10, network=NETWORK), LinkEvent("lost"), None],
+                         ids=["event", "lost", "tick"])
+def test_what_others_took_from_the_device_is_put_back(
+        node: Node, said: io.StringIO, monkeypatch: pytest.MonkeyPatch, event: LinkEvent | None) -> None:
+    if event:
+        monkeypatch.setattr(daemon, "ASSURE", 1000.0)
+    with node.running():
+        wait_until(lambda: node.daemon._assure_at, "the first look is over")
+        device = node.links.devices[10]
+        node.links.devices[10] = replace(device, mtu=9000, up=False)
+        node.links.here = [one for one in node.links.here if one.index != 10]
+        node.links.routed.clear()
+        if event:
+            node.links.post(event)
+        wait_until(lambda: told(said, "device set right again"), "it is said")
+        wait_until(lambda: node.links.routed == {NETWORK: 10}, "all is as it was")
+        assert node.links.devices[10] == device
+        assert node.plane.starts == 1
+
+
+def test_route_taken_by_another_is_said_until_it_is_back(node: Node, said: io.StringIO) -> None:
+    with node.running():
+        node.links.routed[NETWORK] = 2
+        wait_until(lambda: "route 10.5.0.0/16 is taken by eth0" in str((node.asked() or {})["warnings"]), "status says")
+        assert told(said, "taken by eth0") == 1
+        del node.links.routed[NETWORK]
+        wait_until(lambda: (node.asked() or {"warnings": 1})["warnings"] == [], "it is well again")
+        assert node.links.routed == {NETWORK: 10}
+
+
+def test_addresses_are_read_when_they_change_and_not_with_every_peer(node: Node) -> None:
+    with node.running():
+        before = node.links.dumps
+        for number in range(2, 22):
+            node.manager.post(PeersChanged((lease(f"10.5.{number}.0/24", "192.0.2.2"),), ()))
+        wait_until(lambda: len(node.plane.published) == 20, "all are routed to")
+        assert node.links.dumps == before
+        node.links.here.append(LinkAddress(2, ip_interface("198.51.100.1/24")))
+        node.links.post(LinkEvent("address", 2))
+        wait_until(lambda: "198.51.100.1" in node.plane.own[2], "the new one is told")
+        assert node.links.dumps == before + 1
 
 
 def test_unwritable_subnet_file_is_said_and_tried_again(node: Node, said: io.StringIO) -> None:
@@ -349,6 +380,9 @@ def test_notices_and_troubles_are_logged(node: Node, said: io.StringIO) -> None:
         node.plane.heard = [Notice("unknown_sender", 3, "from an address that no peer has", "192.0.2.77")]
         node.manager.post(Trouble("skipped-key", "subnets/junk: not a subnet"))
         wait_until(lambda: told(said, "192.0.2.77") and told(said, "subnets/junk: not a subnet"), "both are told")
+        node.manager.post(Trouble("registry-recovered", "the registry answers again"))
+        wait_until(lambda: told(said, "answers again"), "good news is told")
+    assert told(said, "level=warning") == 2
 
 
 def test_what_the_kernel_refused_is_said_once(node: Node, said: io.StringIO) -> None:
@@ -402,3 +436,26 @@ def test_living_control_socket_is_given_way_to(node: Node, said: io.StringIO) ->
     finally:
         server.close()
     assert told(said, "another daemon listens at") == 1
+
+
+def test_a_question_that_cannot_be_answered_costs_no_packets(
+        node: Node, said: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    with node.running():
+        with monkeypatch.context() as patch:
+            patch.setattr(node.plane, "peers", fail)
+            with pytest.raises(ControlError, match="a bug"):
+                control.ask(control.socket_path(node.options.run_dir), {"command": "status"})
+        assert node.plane.running
+        assert node.asked()
+    assert told(said, "request failed") == 1
+
+
+def test_status_reads_nothing_of_an_installation_that_may_be_gone(
+        node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with node.running():
+        version = (node.asked() or {})["version"]
+        monkeypatch.setattr("importlib.metadata.distribution", PackageNotFoundError)
+        assert (node.asked() or {})["version"] == version

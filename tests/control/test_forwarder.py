@@ -75,6 +75,28 @@ def test_a_full_network_can_exchange_all_its_peers_at_once() -> None:
     assert len({slot(full, subnet) for subnet in subnets}) == 4
 
 
+def test_a_full_network_can_change_many_times_between_two_publishes() -> None:
+    full = Forwarder(IPv4Network("10.5.0.0/28"), 30, UDP)
+    subnets = list(IPv4Network("10.5.0.0/28").subnets(new_prefix=30))
+    for subnet in subnets:
+        full.set_peer(subnet, THERE, 8285)
+    for _ in range(20):
+        full.delete_peer(subnets[0])
+        full.set_peer(subnets[0], THERE, 8285)
+    full.publish()
+    assert len({slot(full, subnet) for subnet in subnets}) == 4
+
+
+def test_address_of_the_other_family_is_named_and_changes_nothing(forwarder: Forwarder) -> None:
+    with pytest.raises(LeaseError, match=r"10\.5\.2\.0/24: 2001:db8::1 is no IPv4 address"):
+        forwarder.set_peer(A, IPv6Address("2001:db8::1"), 8285)
+    assert (slot(forwarder, A), forwarder.peers()) == (NO_SLOT, [])
+    forwarder.set_peer(A, THERE, 8285)
+    with pytest.raises(LeaseError, match="is no IPv4 address"):
+        forwarder.set_peer(A, IPv6Address("2001:db8::1"), 8285)
+    assert [peer.underlay for peer in forwarder.peers()] == [THERE]
+
+
 def test_own_subnet_takes_a_peers_place_for_good(forwarder: Forwarder) -> None:
     """The lease that was a peer's is ours now; the news of the peer's end comes later, and must not take it away."""
     forwarder.set_peer(A, THERE, 8285)
@@ -120,7 +142,6 @@ def test_addresses_of_the_other_family_are_left_aside() -> None:
 def test_status_is_json_with_meanings(forwarder: Forwarder) -> None:
     told = json.loads(json.dumps(forwarder.status()))
     assert told["fib"]["routes"] == 1
-    assert told["threads"] == []
     assert told["counters"]["out"]["outcomes"]["no_route"]["meaning"] == MEANINGS["no_route"]
     assert "unknown_sender" in told["counters"]["in"]["outcomes"]
     assert "unknown_sender" not in told["counters"]["out"]["outcomes"]

@@ -417,6 +417,12 @@ def test_a_url_without_an_absolute_path_is_refused(url: str) -> None:
         open_registry(url)
 
 
+def test_four_slashes_are_as_good_as_three(tmp_path: Path) -> None:
+    with contextlib.closing(open_registry(f"sqlite:///{tmp_path}/a.db")) as registry:
+        registry.write_config("x")
+    assert (tmp_path / "a.db").exists()
+
+
 def test_odd_names_are_files_too(tmp_path: Path) -> None:
     name = tmp_path / "a b?c#d%41.db"
     with contextlib.closing(open_registry(f"sqlite://{name}")) as registry:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from flannel_udp.errors import Fault
 from flannel_udp.lease import encode_attrs
 from flannel_udp.registry.sqlite import SqliteRegistry, SqliteWatch
 from flannel_udp.subnet import (
@@ -64,6 +65,28 @@ def test_an_unreadable_key_is_named_and_touches_no_peer(world: World, value: byt
     world.overwrite("10.5.8.0-24", encode_attrs(attrs("8.8.8.8")))
     assert [lease.key for lease in events.next(PeersChanged).put] == ["10.5.8.0-24"]
     assert sorted(manager.skipped) == ["10.5.2.0-24", "not-a-subnet"]
+
+
+HOSTILE = ["10.5.52.0-" + "9" * 5000, "10.5.8.0-24", "1." + "1" * 5000, "\x00\n\x1b[2J", "&" * 300, ""]
+
+
+def test_hostile_keys_touch_no_peer_and_do_not_end_the_following(world: World) -> None:
+    deep = b'{"PublicIP":"8.8.8.8","BackendData":' + b"[" * 900 + b"]" * 900 + b"}"
+    for key in HOSTILE[::2]:
+        world.put(key, deep)
+    events = Events(world.manager())
+    events.next(PeersReset)
+    for key in HOSTILE[1::2]:
+        world.put(key, deep)
+    world.lease("10.5.3.0-24", "3.3.3.3")
+    assert [lease.key for lease in events.next(PeersChanged).put] == ["10.5.3.0-24"]
+    world.overwrite("10.5.8.0-24", deep.replace(b"900", b"901"))
+    world.lease("10.5.4.0-24", "4.4.4.4")
+    assert [lease.key for lease in events.next(PeersChanged).put] == ["10.5.4.0-24"]
+    troubles = [event for event in [*events.seen, *events.drain()] if isinstance(event, Trouble)]
+    assert {event.cause for event in troubles} == {"skipped-key"}
+    assert len(troubles) == len(HOSTILE)
+    assert max(len(event.detail) for event in troubles) < 200
 
 
 def test_what_overlaps_the_own_lease_is_no_peer(world: World) -> None:
@@ -169,7 +192,8 @@ def test_config_changes_are_told_once_with_their_problem(world: World) -> None:
     manager.acquire(attrs("1.1.1.1"))
     events = Events(manager)
     events.next(PeersReset)
-    world.admin.write_config(CONFIG)  # the same text is no change
+    for text in (CONFIG, CONFIG + "\n", CONFIG.replace(":", " : ")):
+        world.admin.write_config(text)  # the same, whatever its text, is no change
     world.admin.write_config('{"Network":"10.5.0.0/16","SubnetLen":31}')
     changed = events.next(ConfigChanged)
     assert changed.config is None
@@ -196,6 +220,17 @@ def test_a_config_changed_before_events_is_told(world: World) -> None:
     manager.config()
     world.admin.write_config(json.dumps({"Network": "10.7.0.0/16"}))
     assert Events(manager).next(ConfigChanged).config is not None
+
+
+def test_the_thread_does_not_end_unseen(world: World) -> None:
+    class Broken(SqliteRegistry):
+        def watch(self, after: int) -> SqliteWatch:
+            raise ZeroDivisionError(after)
+
+    events = Events(world.manager(registry=Broken(world.path)))
+    fault = events.next(Fault)
+    assert fault.thread == "subnet-manager"
+    assert isinstance(fault.error, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("prepare", [Gated.check, Gated.cut])

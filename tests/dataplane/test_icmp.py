@@ -156,8 +156,8 @@ def test_rate_is_a_burst_and_then_a_hundred_a_second() -> None:
 
 def test_rate_recovers_to_one_burst_and_no_more() -> None:
     limit = RateLimit()
-    for now in (10**15, 2 * 10**15):
-        assert [limit.take(1, now) for _ in range(60)].count(True) == 50
+    for moment in (10**15, 2 * 10**15):
+        assert [limit.take(1, moment) for _ in range(60)].count(True) == 50
 
 
 def test_one_senders_flood_does_not_silence_another() -> None:

@@ -185,6 +185,14 @@ def test_monitor_tells_of_links_and_addresses(node: Node, watched: Watched) -> N
     assert watched.expect("link gone", "br0").index == index
 
 
+def test_monitor_tells_of_routes_of_the_main_table(node: Node, watched: Watched) -> None:
+    node.ip("link add br0 type bridge", "link set br0 up", "route add 10.9.0.0/16 dev br0 table 7",
+            "route add 10.9.0.0/16 dev br0", "route del 10.9.0.0/16 dev br0")
+    index = watched.expect("link", "br0").index
+    for _ in ("comes", "goes"):
+        assert watched.expect("route") == LinkEvent("route", index, network=IPv4Network("10.9.0.0/16"))
+
+
 def test_leaving_a_bridge_is_not_being_deleted(node: Node, watched: Watched) -> None:
     node.ip("link add br0 type bridge", "link set eth0 master br0", "link set eth0 nomaster", "link del br0")
     while (event := watched.queue.get(timeout=DEADLINE)) != LinkEvent("link gone", event.index, "br0"):

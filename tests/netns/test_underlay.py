@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -15,13 +16,20 @@ from flannel_udp.errors import UnderlayError
 from flannel_udp.netlink import Links
 from flannel_udp.offload import Granted, Refusal
 from flannel_udp.options import NodeOptions
-from flannel_udp.underlay import find_external_interface, open_underlay_socket, open_underlay_sockets
+from flannel_udp.underlay import (
+    find_external_interface,
+    open_path_socket,
+    open_underlay_socket,
+    open_underlay_sockets,
+)
 
 from .topology import Node, Topology
 
 MakeTopology = Callable[..., Topology]
 Socket = socket.socket
 UDP_GRO = 104  # linux/udp.h
+SO_MEMINFO = 55  # asm-generic/socket.h; the first number is the memory that waiting datagrams take
+MTU_OF_PATH = {4: (socket.IPPROTO_IP, 14), 6: (socket.IPPROTO_IPV6, 24)}  # linux/in.h, linux/in6.h
 
 
 @pytest.fixture
@@ -61,6 +69,20 @@ def test_socket_never_fragments_and_never_blocks(node: Node) -> None:
             opened.sendto(bytes(1400 - 27), (str(node.address + 1), 8285))
         assert caught.value.errno == errno.EMSGSIZE
         opened.sendto(bytes(1400 - 28), (str(node.address + 1), 8285))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_nothing_piles_up_in_the_socket_that_is_asked_for_paths(node: Node, version: int) -> None:
+    address = node.address if version == 4 else node.address6
+    node.ip("link set lo up")
+    with node.entered(), open_path_socket(address) as asked, open_underlay_socket(address, 0) as stranger:
+        for _ in range(100):
+            stranger.sendto(bytes(1000), asked.getsockname()[:2])  # on the same host: there before sendto() returns
+        assert struct.unpack("9I", asked.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[0] == 0
+        with pytest.raises(BlockingIOError):
+            asked.recv(2048)
+        asked.connect((str(address + 1), 8285))
+        assert asked.getsockopt(*MTU_OF_PATH[version]) == 1400
 
 
 def test_ipv6_socket_never_fragments(node: Node) -> None:
