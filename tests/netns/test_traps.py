@@ -12,7 +12,7 @@ from flannel_udp._dataplane import UDP_PORT
 
 from ..conftest import DEADLINE, require_tun, wait_until
 from ..dataplane import test_coalesce, test_segment, test_send
-from ..dataplane.super_packets import ALL, BULK4, UDP4, UDP6, Flow, text
+from ..dataplane.super_packets import ALL, BULK4, NAMES, UDP4, UDP6, Flow, text
 from .agent import Agent, subnet_of
 from .test_transfers import Sequenced, checksum_errors, segments_per_message, transfer
 from .topology import Node, Topology
@@ -49,7 +49,7 @@ def street(node: Node) -> socket.socket:
     return opened
 
 
-@pytest.mark.parametrize("flow", ALL, ids=test_segment.NAMES)
+@pytest.mark.parametrize("flow", ALL, ids=NAMES)
 def test_trap_03_hdr_len_is_not_trustworthy(flow: Flow) -> None:
     test_segment.test_hdr_len_is_not_believed(flow)
 
