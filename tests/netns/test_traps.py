@@ -119,6 +119,8 @@ def test_trap_08_ecn(topology: Callable[..., Topology]) -> None:
 def test_trap_09_what_is_out_of_the_ordinary_stays_verbatim_and_in_order() -> None:
     for packet in test_coalesce.ALONE:
         test_coalesce.test_what_stays_alone(packet)
+    for bits in (0x20, 0x80):
+        test_coalesce.test_fragments_that_continue_one_another_stay_apart(bits)
     test_coalesce.test_flows_that_alternate_keep_their_order()
 
 
