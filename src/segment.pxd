@@ -76,6 +76,7 @@ cdef inline Outcome segment_plan(Template *plan, const uint8_t *packet, uint32_t
     """Make the template of a super-packet (a validated packet of `length` bytes); FORWARD, or why it cannot be."""
     cdef uint8_t kind = vnet.gso_type & ~<uint8_t>VNET_GSO_ECN
     cdef uint8_t version = packet[0] >> 4
+    cdef uint32_t least
     plan.version = version
     plan.transport = segment_transport(packet, vnet)
     plan.size = vnet.gso_size
@@ -87,14 +88,15 @@ cdef inline Outcome segment_plan(Template *plan, const uint8_t *packet, uint32_t
         return BAD_OFFLOAD
     if plan.transport == 0 or plan.size == 0:
         return BAD_OFFLOAD
-    if plan.transport + (TCP_HEADER if plan.protocol == PROTOCOL_TCP else UDP_HEADER) > length:
+    least = TCP_HEADER if plan.protocol == PROTOCOL_TCP else UDP_HEADER
+    if plan.transport + least > length:
         return BAD_OFFLOAD
     if version == 4 and (<const Ipv4Header *>packet).protocol != plan.protocol:
         return BAD_OFFLOAD
     plan.header = plan.transport + UDP_HEADER
     if plan.protocol == PROTOCOL_TCP:
         plan.header = plan.transport + ((<const TcpHeader *>(packet + plan.transport)).data_offset >> 4) * 4
-    if plan.header < plan.transport + UDP_HEADER or plan.header >= length or plan.header > HEADER_MAX:
+    if plan.header < plan.transport + least or plan.header >= length or plan.header > HEADER_MAX:
         return BAD_HEADER
     plan.payload = length - plan.header
     plan.count = (plan.payload + plan.size - 1) // plan.size

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flannel_udp._probe import coalesce, segment
 
-from .packets import ICMP, hop, ipv4, ipv6
+from .packets import ICMP, hop, ipv4, ipv6, naive_checksum
 from .super_packets import (
     ALL,
     BULK4,
@@ -222,6 +222,12 @@ def test_what_stays_alone(packet: bytes) -> None:
     assert counts([packet, packet, packet]) == [1, 1, 1]
     before, after = train(BULK4, 2), train(replace(BULK4, sequence=9000), 2)
     assert counts([*before, packet, *after]) == [2, 1, 2]
+
+
+@pytest.mark.parametrize("bits", [0x20, 0x80])
+def test_fragments_that_continue_one_another_stay_apart(bits: int) -> None:
+    made = [changed(one, 6, one[6] | bits)[:10] + bytes(2) + one[12:] for one in train(BULK4)]
+    assert counts([one[:10] + naive_checksum(one[:20]) + one[12:] for one in made]) == [1, 1, 1]
 
 
 def test_flows_that_alternate_keep_their_order() -> None:

@@ -9,16 +9,18 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
 import pytest
 
 from flannel_udp._dataplane import FIRST_PEER, OWN_SLOT, SOURCE_CHECKS
-from flannel_udp._probe import Node, icmp_allowed, icmp_error
+from flannel_udp._probe import Node, coalesce, icmp_allowed, icmp_error, inner, segment
 
 from . import packets
 from .packets import NAMES, ipv4, ipv6, packed
+from .super_packets import ALL, BULK4, BULK6, TIMESTAMPS, Flow, VnetHdr, text
 
 SANITIZED = "FLANNEL_UDP_SANITIZED" in os.environ
 TOTAL = int(os.environ.get("FLANNEL_UDP_FUZZ", "1000000" if SANITIZED else "100000"))
@@ -200,3 +202,86 @@ def test_errors_about_anything_are_errors(family: int) -> None:
         assert error.endswith(data[:limit - HEADER[family] - 8][:length])
         assert not icmp_allowed(error)
     assert TOTAL < 10_000 or answered > 100
+
+
+def valid(data: bytes) -> bool:
+    """Whether the rooms behind the door may see it: one IP packet, without padding."""
+    return bool(data) and NAMES[(found := inner(data, 4 if data[0] >> 4 == 4 else 6))[0]] == "forward" and (
+        found[1] == len(data))
+
+
+def disturbed(data: bytes, dice: random.Random, most: int = 3) -> bytes:
+    """A few bytes changed, most of them among the headers."""
+    changed = bytearray(data)
+    for _ in range(dice.randrange(most)):
+        changed[dice.randrange(min(len(changed), 80) if dice.random() < 0.8 else len(changed))] = dice.randrange(256)
+    return bytes(changed)
+
+
+VARIED = [*ALL, replace(BULK4, options=TIMESTAMPS), replace(BULK6, extension=True), replace(BULK4, flags="CEFPA"),
+          replace(BULK4, dont_fragment=False)]
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("flow", VARIED, ids=lambda flow: str(flow)[5:40])
+def test_vnet_headers_and_super_packets_of_any_kind(flow: Flow) -> None:
+    """Nothing is read or written beside the packet; what is divided is valid again, and holds all of the payload."""
+    dice = random.Random(f"{SEED} {flow}")
+    made = [flow.super_packet(text(size), 100) for size in (1, 99, 100, 101, 1000)]
+    seen: Counter[str] = Counter()
+    for _ in range(TOTAL // 20 // len(VARIED)):
+        data, vnet = dice.choice(made)
+        data, header = disturbed(data, dice), disturbed(vnet.packed(), dice, 4)
+        if dice.random() < 0.2:
+            header = vnet.but(**{dice.choice(list(vars(vnet))): dice.choice((0, 1, 19, 20, 39, 40, 64, 255))})
+        if not valid(data):
+            continue
+        become = segment(data, header)
+        if isinstance(become, int):
+            seen[NAMES[become]] += 1
+            continue
+        seen["divided" if len(become) > 1 else "one"] += 1
+        if VnetHdr.parsed(header).gso_type == 0:
+            assert [len(one) for one in become] == [len(data)]
+            continue
+        assert all(valid(one) for one in become), (SEED, data.hex(), header.hex())
+        if len(become) > 1:
+            # Every segment has headers of its own, so that the lengths tell how long these are.
+            headers = (sum(map(len, become)) - len(data)) // (len(become) - 1)
+            assert b"".join(one[headers:] for one in become) == data[headers:], (SEED, data.hex(), header.hex())
+    assert TOTAL < 10_000 or len(seen) >= 3, seen
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("uso", [True, False])
+def test_batches_of_any_kind_come_back(uso: bool) -> None:
+    """Merged and undone, or merged and divided, a batch is what it was, in its order."""
+    dice = random.Random(f"{SEED} {uso}")
+    trains = [replace(flow, ident=at * 100).segments(text(1000), size)
+              for at, flow in enumerate(VARIED) for size in (100, 70)]
+    merged = 0
+    for _ in range(TOTAL // 400):
+        batch = [one for _ in range(dice.randrange(1, 4)) for one in dice.choice(trains)]
+        for _ in range(dice.randrange(4)):
+            at = dice.randrange(len(batch))
+            batch[at] = dice.choice((disturbed(batch[at], dice), batch[at], batch[dice.randrange(len(batch))]))
+        batch = [one for one in batch if valid(one)]
+        frames = coalesce(batch, uso)
+        assert [one for frame in coalesce(batch, uso, undo=True) for one in frame] == batch, SEED
+        assert sum(count for _, _, count in frames) == len(batch)
+        at = 0
+        for vnet, frame, count in frames:
+            merged += count > 1
+            parts = segment(frame, vnet) if count > 1 else [frame]
+            assert isinstance(parts, list)
+            # Where DF is set the identification means nothing, and a merge may count it anew.
+            assert [masked(one) for one in parts] == [masked(one) for one in batch[at:at + count]], SEED
+            at += count
+    assert merged
+
+
+def masked(data: bytes) -> bytes:
+    """A packet without identification and header checksum, if it is IPv4 with DF."""
+    if data[0] >> 4 != 4 or not data[6] & 0x40:
+        return data
+    return data[:4] + b"id" + data[6:10] + b"ck" + data[12:]

@@ -142,7 +142,7 @@ OFFSET = 20 + 12  # of TCP's data offset
     (DATA6, VNET6.but(csum_start=3050), "bad_offload"),
     (DATA6, VNET6.but(csum_start=65535), "bad_offload"),
     (DATAGRAM, VNET_UDP.but(gso_type=TCPV4), "bad_offload"),
-    (DATA4[:OFFSET] + b"\x10" + DATA4[OFFSET + 1:], VNET4.packed(), "bad_header"),
+    *((DATA4[:OFFSET] + bytes([words << 4]) + DATA4[OFFSET + 1:], VNET4.packed(), "bad_header") for words in range(5)),
     (BULK4.packet(b""), VNET4.packed(), "bad_header"),
     (UDP4.packet(b""), VNET_UDP.packed(), "bad_header"),
     (DATA4, VNET4.but(gso_type=0, csum_start=65535), "bad_offload"),
