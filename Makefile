@@ -89,11 +89,13 @@ $(VENV)/.made: | prepare-build
 	touch $@
 
 build/.installed: pyproject.toml $(VENV)/.made | prepare-build
+	@echo "flannel-udp: installing into $(VENV) ..."
 	$(BIN)/python -c '$(REQUIRES)' | $(PIP) install --quiet -r /dev/stdin
 	$(PIP) install --quiet --no-build-isolation --editable '.[test]'
 	mkdir -p build && touch $@
 
 build/.built: build/.installed $(BUILD_INPUTS)
+	@echo "flannel-udp: compiling ..."
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 

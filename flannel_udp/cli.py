@@ -8,21 +8,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from flannel_udp.errors import FlannelUdpError, UsageError
+from flannel_udp.errors import ConfigError, FlannelUdpError, UsageError
 
 if TYPE_CHECKING:
+    from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease
     from flannel_udp.registry import Registry
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
 PROGRAM = "flannel-udp"
+COMPILED = {"flannel_udp._dataplane", "flannel_udp._probe"}  # missing before `make`, and after `make clean`
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -36,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell(error, f"usage: {_command_of(words)} --help tells more", status=2)
     except FlannelUdpError as error:
         return _tell(error)
+    except ModuleNotFoundError as error:
+        if error.name not in COMPILED:
+            raise
+        return _tell(FlannelUdpError(f"{error.name} is not built: run make in the project's folder"))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -51,7 +58,13 @@ def _dispatch(words: list[str]) -> int:
     head, command = words, []
     if "--" in words:
         head, command = words[:words.index("--")], words[words.index("--") + 1:]
-    arguments = _parser().parse_args(head)
+    parser = _parser()
+    arguments, surplus = parser.parse_known_args(head)
+    if surplus and arguments.command is lab_exec:
+        place = f"{arguments.node} --pod" if arguments.pod else arguments.node
+        raise UsageError(f"put -- before the command: lab exec {place} -- {shlex.join(surplus + command)}")
+    if surplus:
+        parser.error(f"unrecognized arguments: {' '.join(surplus)}")
     if command and arguments.command is not lab_exec:
         raise UsageError(f"unexpected words after --: {' '.join(command)}")
     arguments.words = command
@@ -103,31 +116,44 @@ def config_get(arguments: argparse.Namespace) -> int:
 
 def config_set(arguments: argparse.Namespace) -> int:
     """Check a network configuration and write it to the registry."""
-    from flannel_udp.config import parse_network_config
-
-    text = _configuration(arguments.configuration)
-    parse_network_config(text)
+    config = _configuration(arguments.configuration)
     with _registry(arguments) as registry:
-        registry.write_config(text)
+        revision = registry.write_config(config.text)
+    print(f"network configuration written, revision {revision}")
     return 0
 
 
 def config_check(arguments: argparse.Namespace) -> int:
     """Check a network configuration and print what it means."""
     from flannel_udp import render
-    from flannel_udp.config import parse_network_config, parse_udp_config
+    from flannel_udp.config import parse_udp_config
 
-    config = parse_network_config(_configuration(arguments.configuration))
+    config = _configuration(arguments.configuration)
     backend = vars(parse_udp_config(config)) if config.backend_type == "udp" else config.backend
     said = {name: value for name, value in vars(config).items() if name != "text" and value is not None}
     print(render.document({**said, "backend": dict(backend)}))
     return 0
 
 
-def _configuration(word: str) -> str:
-    """The JSON itself, or the file that holds it; - is standard input."""
-    if word.lstrip().startswith("{"):
-        return word
+def _configuration(word: str) -> NetworkConfig:
+    """The checked configuration: the JSON itself, or the file that holds it; - is standard input."""
+    from flannel_udp.backend import BACKENDS
+    from flannel_udp.config import parse_network_config
+
+    itself = word.lstrip().startswith("{")
+    try:
+        config = parse_network_config(word if itself else _read(word))
+    except ConfigError as error:
+        if itself:
+            raise
+        raise ConfigError(f"{'standard input' if word == '-' else word}: {error}") from None
+    if config.backend_type not in BACKENDS:  # other nodes may run it: flannel's own agent reads the same configuration
+        print(f"{PROGRAM}: warning: {config.backend_type} is known to flannel, but not built here yet: "
+              f"{PROGRAM} run will refuse it", file=sys.stderr)
+    return config
+
+
+def _read(word: str) -> str:
     try:
         return sys.stdin.read() if word == "-" else Path(word).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -145,6 +171,8 @@ def leases(arguments: argparse.Namespace) -> int:
 
     with _registry(arguments) as registry:
         listing = registry.snapshot()
+        if not listing.entries:
+            registry.read_config()  # NoConfig tells an empty overlay from a path where no registry is
     snapshot = decode_snapshot(((e.key, e.value, e.revision, e.expiry) for e in listing.entries), listing.revision)
     rows = [_lease_row(lease) for lease in snapshot.leases]
     if arguments.json:

@@ -19,12 +19,12 @@ def sole_instance(options: NodeOptions) -> Iterator[None]:
              ("--subnet-file", file, file.with_name(f".{file.name}.lock")))
     with contextlib.ExitStack() as stack:
         for flag, what, lock in locks:
-            stack.enter_context(_locked(f"{flag} {what}", lock))
+            stack.enter_context(_locked(flag, f"{flag} {what}", lock))
         yield
 
 
 @contextlib.contextmanager
-def _locked(what: str, path: Path) -> Iterator[None]:
+def _locked(flag: str, what: str, path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = _open_locked(path)
@@ -32,7 +32,8 @@ def _locked(what: str, path: Path) -> Iterator[None]:
         raise InstanceError(f"{what} is in use by another flannel-udp{_owner(path)}: two on one host need a --run-dir, "
                             "--state-dir and --subnet-file each") from None
     except OSError as error:
-        raise InstanceError(f"{what} cannot be used: {error.strerror}") from error
+        remedy = f": run as root, or name another with {flag}" if isinstance(error, PermissionError) else ""
+        raise InstanceError(f"{what} cannot be used: {error.strerror}{remedy}") from error
     try:
         yield
     finally:

@@ -3,11 +3,12 @@
 #   arena   | gap | packet 0 | gap | packet 1 |   | gap | packet 2 | ...            | room for one more full frame |
 #                 ^at  length^                                       ^cursor
 #
-# Every pass of a loop (read, decide, dress, send) goes over the descriptors of one batch. Each read lands at the cursor,
-# so that headers lie packed and not 64 KiB apart. The gap before a packet from the TUN holds its vnet_hdr, and then its
-# coat; datagrams that came together lie together, without gaps. The batch ends when the door has no more, at
-# BATCH_PACKETS, or when less than a full frame fits. One loop owns a batch and its arena, for ever; nothing is allocated
-# per packet. Invariant: at + length <= ARENA for each descriptor, and at >= BATCH_GAP for those from the TUN.
+# Every pass of a loop (read, decide, dress, send) goes over the descriptors of one batch. Each read lands at the
+# cursor, so that headers lie packed and not 64 KiB apart. The gap before a packet from the TUN holds its vnet_hdr,
+# and then its coat; datagrams that came together lie together, without gaps. The batch ends when the door has no
+# more, at BATCH_PACKETS, or when less than a full frame fits. One loop owns a batch and its arena, for ever; nothing
+# is allocated per packet. Invariant: at + length <= ARENA for each descriptor, and at >= BATCH_GAP for those from the
+# TUN.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 

@@ -1,12 +1,16 @@
-# n inner packets -> runs -> super-packets with a vnet_hdr: the mirror image of segment.pxd, as strict as the kernel's GRO.
+# n inner packets -> runs -> super-packets with a vnet_hdr: the mirror image of segment.pxd, as strict as the kernel's
+# GRO.
 #
-# Arrives: validated inner packets in order. Leaves: frames for the TUN. A Merge holds the frame in the making: the first
-# packet, whose headers grow with it, and the payloads of those that continue it, where they lie. A packet that does not
-# continue it ends it; so frames leave in the order of their first packets, and no packet ever overtakes another.
+# Arrives: validated inner packets in order. Leaves: frames for the TUN. A Merge holds the frame in the making: the
+# first packet, whose headers grow with it, and the payloads of those that continue it, where they lie. A packet that
+# does not continue it ends it; so frames leave in the order of their first packets, and no packet ever overtakes
+# another.
 #
-# What continues a flow (kernel: net/ipv4/tcp_offload.c, udp_offload.c, af_inet.c): same addresses, ports, TOS, TTL and DF;
-# no IPv4 options, no fragments, no IPv6 extension headers; IPv4 ID counted on, unless DF makes it meaningless.
-#   TCP: the next sequence number, the same acknowledgment, window and options; payload, none longer than the first; only
+# What continues a flow (kernel: net/ipv4/tcp_offload.c, udp_offload.c, af_inet.c): same addresses, ports, TOS, TTL
+# and DF; no IPv4 options, no fragments, no IPv6 extension headers; IPv4 ID counted on, unless DF makes it
+# meaningless.
+#   TCP: the next sequence number, the same acknowledgment, window and options; payload, none longer than the first;
+#        only
 #        ACK, PSH and ECE set, ECE alike. A shorter one or PSH is the last.
 #   UDP: with a checksum; payload, none longer than the first; a shorter one is the last.
 # A merged frame claims a right checksum, so the checksums of its parts are verified first: a wrong one is not laundered
@@ -182,7 +186,7 @@ cdef inline void merge_take(Merge *merge, uint8_t *packet, uint32_t payload) noe
 
 
 cdef inline void merge_finish(Merge *merge) noexcept nogil:
-    """Complete the frame's vnet_hdr and, if packets were merged, its headers: pieces[0 .. count] are then to be written."""
+    """Complete the frame's vnet_hdr and, if packets were merged, its headers; write pieces[0 .. count] then."""
     cdef Ipv4Header *ip = <Ipv4Header *>merge.head
     cdef uint32_t transport_length = merge.length - merge.transport
     cdef uint16_t partial

@@ -1,12 +1,12 @@
 # Runs: consecutive packets of one size to one next hop, to leave as one UDP_SEGMENT message.
 #
-#   pieces   | coat+header 0 | payload 0 | coat+header 1 | payload 1 | packet 2 | packet 3 | ...   iovecs, nothing copied
+#   pieces   | coat+header 0 | payload 0 | coat+header 1 | payload 1 | packet 2 | packet 3 | ...   iovecs, no copies
 #   starts     ^0                          ^2                          ^4         ^5
 #
-# Whether they come from one super-packet or are small datagrams of many flows makes no difference: the kernel cuts the
-# message at every `size` bytes, and each piece is on the wire what it would have been alone. Only the last packet may be
-# shorter. A run holds pointers into the batch and into its own header space; it is emptied before either is used again.
-# The same parts serve where UDP_SEGMENT is refused: then each goes alone, by sendmmsg.
+# Whether they come from one super-packet or are small datagrams of many flows makes no difference: the kernel cuts
+# the message at every `size` bytes, and each piece is on the wire what it would have been alone. Only the last packet
+# may be shorter. A run holds pointers into the batch and into its own header space; it is emptied before either is
+# used again. The same parts serve where UDP_SEGMENT is refused: then each goes alone, by sendmmsg.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy

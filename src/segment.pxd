@@ -4,13 +4,14 @@
 #   segments       | IP'| TCP'|--------^        each header is written anew, each payload stays where it was read
 #                  | IP'| TCP'|----------------------^
 #
-# Arrives: a validated inner packet with the vnet_hdr that the kernel gave along. Leaves: a Template, made once, and from
-# it the header of any segment; the sender gathers header and payload by iovec. Per segment change: IPv4 total length, ID
-# (+1 each) and checksum, or IPv6 payload length; TCP sequence, flags (FIN and PSH only on the last, CWR only on the
-# first) and checksum, or UDP length and checksum. What does not change is summed once.
+# Arrives: a validated inner packet with the vnet_hdr that the kernel gave along. Leaves: a Template, made once, and
+# from it the header of any segment; the sender gathers header and payload by iovec. Per segment change: IPv4 total
+# length, ID (+1 each) and checksum, or IPv6 payload length; TCP sequence, flags (FIN and PSH only on the last, CWR
+# only on the first) and checksum, or UDP length and checksum. What does not change is summed once.
 #
-# The kernel's hdr_len is not used: on forwarded packets it says how much lies in the first buffer, not where the headers
-# end. csum_start is, once checked: it is where the transport header begins. Not handled: headers longer than HEADER_MAX.
+# The kernel's hdr_len is not used: on forwarded packets it says how much lies in the first buffer, not where the
+# headers end. csum_start is, once checked: it is where the transport header begins. Not handled: headers longer than
+# HEADER_MAX.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -135,7 +136,8 @@ cdef inline uint32_t segment_payload(const Template *plan, uint32_t index) noexc
     return min(plan.size, plan.payload - start)
 
 
-cdef inline void segment_header(const Template *plan, const uint8_t *packet, uint32_t index, uint8_t *out) noexcept nogil:
+cdef inline void segment_header(const Template *plan, const uint8_t *packet, uint32_t index,
+                                uint8_t *out) noexcept nogil:
     """Write the headers of segment `index`, plan.header bytes; `packet` is the super-packet."""
     cdef uint32_t payload = segment_payload(plan, index)
     cdef uint64_t total

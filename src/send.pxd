@@ -31,7 +31,8 @@ cdef enum:
     SEND_WAIT = 10_000_000      # nanoseconds
 
 
-cdef inline void settle(Way *way, const Block *block, Outcome outcome, uint32_t packets, uint32_t length) noexcept nogil:
+cdef inline void settle(Way *way, const Block *block, Outcome outcome, uint32_t packets,
+                        uint32_t length) noexcept nogil:
     """Count datagrams of the run, of `length` bytes together."""
     cdef uint32_t slot = way.run.slot
     way.counters.outcome[<int>outcome] += packets

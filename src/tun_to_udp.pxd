@@ -2,9 +2,9 @@
 #
 #   read (tun) -> decide (forward) -> dress (segment, encap) into runs -> send; what ends here is answered with ICMP
 #
-# Each pass goes over one batch. A batch ends when the TUN has no more, or after a few super-packets, while they are still
-# in cache; then the loop sends. Nothing waits for company: only what is queued already is batched. Owns the Way's batch
-# and run; the block is borrowed from rcu_online() to the end of the batch.
+# Each pass goes over one batch. A batch ends when the TUN has no more, or after a few super-packets, while they are
+# still in cache; then the loop sends. Nothing waits for company: only what is queued already is batched. Owns the
+# Way's batch and run; the block is borrowed from rcu_online() to the end of the batch.
 
 from libc.errno cimport EAGAIN
 from libc.stdint cimport uint8_t, uint32_t

@@ -1,10 +1,10 @@
 # The street door: datagrams from and to other nodes through a UDP socket. One of the two files that make system calls.
 #
-# The socket is non-blocking, bound to the node's underlay address, with IP_MTU_DISCOVER = DO: every datagram leaves with
-# DF set, and one larger than the path MTU comes back as EMSGSIZE instead of being cut up. The kernel keeps what it
-# learned of each path (RFC 1191), so nothing is remembered here: path_mtu() asks it. Python opens and closes the sockets
-# (flannel_udp/underlay.py). With UDP_SEGMENT a message is cut into datagrams by the kernel or the card; with UDP_GRO a
-# message received is several datagrams of one sender and size, and says which size.
+# The socket is non-blocking, bound to the node's underlay address, with IP_MTU_DISCOVER = DO: every datagram leaves
+# with DF set, and one larger than the path MTU comes back as EMSGSIZE instead of being cut up. The kernel keeps what
+# it learned of each path (RFC 1191), so nothing is remembered here: path_mtu() asks it. Python opens and closes the
+# sockets (flannel_udp/underlay.py). With UDP_SEGMENT a message is cut into datagrams by the kernel or the card; with
+# UDP_GRO a message received is several datagrams of one sender and size, and says which size.
 #
 #   errno of a send                                            outcome
 #   EMSGSIZE                                                   TOO_BIG, which the loop answers or fragments
@@ -119,7 +119,8 @@ cdef inline int udp_receive(int fd, uint8_t *place, Underlay *sender, Received *
     return 0
 
 
-cdef inline void udp_address(msghdr *message, const Underlay *to, int family, iovec *pieces, size_t count) noexcept nogil:
+cdef inline void udp_address(msghdr *message, const Underlay *to, int family, iovec *pieces,
+                             size_t count) noexcept nogil:
     """Fill a message header: one datagram, or the parts of several, to one node."""
     memset(message, 0, sizeof(msghdr))
     message.msg_name, message.msg_namelen = <void *>to, underlay_length(family)
@@ -163,7 +164,7 @@ cdef inline int udp_send_from(int fd, Run *run, uint32_t first, const Underlay *
 
 
 cdef inline int udp_send_fragmented(int fd, Run *run, uint32_t index, const Underlay *to, int family) noexcept nogil:
-    """Send one datagram of a run that may be fragmented on the underlay; return 0 or errno. For rare packets: 3 calls."""
+    """Send one datagram of a run that may be fragmented on the underlay; return 0 or errno. Rare: three calls."""
     cdef int level = IPPROTO_IP if family == AF_INET else IPPROTO_IPV6
     cdef int name = IP_MTU_DISCOVER if family == AF_INET else IPV6_MTU_DISCOVER
     cdef int value = IP_PMTUDISC_DONT

@@ -4,10 +4,10 @@
 #
 # A message may be many datagrams of one sender (UDP_GRO): each gets a descriptor and a decision of its own. What then
 # follows one another in one flow is merged into a frame for the TUN. A TTL that ends here is answered to the remote
-# sender: the error goes into the TUN too, and the kernel routes it out again. Each pass goes over one batch; the block is
-# borrowed for as long as the batch lives. Nothing is truncated: every message finds room for the largest one. The TUN's
-# MTU does not limit what is written into it; a packet of a peer with a larger MTU goes in whole, and the kernel answers
-# as a router does where the next link is too narrow for it.
+# sender: the error goes into the TUN too, and the kernel routes it out again. Each pass goes over one batch; the
+# block is borrowed for as long as the batch lives. Nothing is truncated: every message finds room for the largest
+# one. The TUN's MTU does not limit what is written into it; a packet of a peer with a larger MTU goes in whole, and
+# the kernel answers as a router does where the next link is too narrow for it.
 
 from libc.errno cimport EAGAIN, EBADF, EINVAL, ENOTSOCK
 from libc.stdint cimport uint8_t, uint32_t
@@ -91,7 +91,8 @@ cdef inline void decide(Way *way, const Block *block) noexcept nogil:
         way.counters.outcome[<int>outcome] += 1
 
 
-cdef inline void settle(Way *way, const Block *block, Outcome outcome, uint32_t packets, uint32_t length) noexcept nogil:
+cdef inline void settle(Way *way, const Block *block, Outcome outcome, uint32_t packets,
+                        uint32_t length) noexcept nogil:
     """Count packets that were written, of `length` bytes together."""
     cdef uint32_t slot = way.merge_slot
     way.counters.outcome[<int>outcome] += packets

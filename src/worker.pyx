@@ -14,11 +14,12 @@ from libc.string cimport memcpy, memset
 from batch cimport ARENA, BATCH_PACKETS
 from block cimport Block, block_copy, block_new
 from both_ways cimport both_ways
-from counters cimport (BAD_HEADER, BAD_OFFLOAD, BATCHES, FRAMES, MESSAGES, SUPER_PACKETS, DELIVERED, EVENTS as EVENT_COUNT, ICMP_LIMITED, ICMP_NOT_ALLOWED,
-                       ICMP_SENT, NO_ROUTE, NOT_IP, NOT_OURS, OTHER_FAMILY, OUT_OF_NETWORK, OUTCOMES as OUTCOME_COUNT,
-                       OUTER_FRAGMENTED, OWN_SOURCE, OWN_SUBNET, PeerCount, RECEIVE_ERRORS, SEND_BUFFER_FULL,
-                       SEND_ERROR, SEND_FORBIDDEN, SEND_WAITS, SENT, SOURCE_MISMATCH, TOO_BIG, TRUNCATED, TTL_EXPIRED,
-                       TUN_DOWN, TUN_FULL, TUN_REFUSED, UNDERLAY_UNREACHABLE, UNKNOWN_SENDER, WAKE_UPS)
+from counters cimport (BAD_HEADER, BAD_OFFLOAD, BATCHES, DELIVERED, EVENTS as EVENT_COUNT, FRAMES, ICMP_LIMITED,
+                       ICMP_NOT_ALLOWED, ICMP_SENT, MESSAGES, NOT_IP, NOT_OURS, NO_ROUTE, OTHER_FAMILY, OUTCOMES as
+                       OUTCOME_COUNT, OUTER_FRAGMENTED, OUT_OF_NETWORK, OWN_SOURCE, OWN_SUBNET, PeerCount,
+                       RECEIVE_ERRORS, SEND_BUFFER_FULL, SEND_ERROR, SEND_FORBIDDEN, SEND_WAITS, SENT,
+                       SOURCE_MISMATCH, SUPER_PACKETS, TOO_BIG, TRUNCATED, TTL_EXPIRED, TUN_DOWN, TUN_FULL,
+                       TUN_REFUSED, UNDERLAY_UNREACHABLE, UNKNOWN_SENDER, WAKE_UPS)
 from encap cimport SOURCE_KNOWN, SOURCE_OFF, SOURCE_STRICT
 from fib cimport (FIB_MAX_CELLS, FIRST_PEER as FIRST_PEER_SLOT, SLOT_NONE, SLOT_OUTSIDE, SLOT_OWN, fib_hash_delete,
                   fib_hash_set)
@@ -416,8 +417,11 @@ cdef class Worker:
         self._leave(self.out, result)
 
     def use(self, *, bint vnet, bint uso, bint segment, int64_t busy_poll):
-        """Say, before a loop starts, what the doors can do: a vnet_hdr before each frame, UDP super-packets into the TUN,
-        messages that are cut into datagrams; and for how many nanoseconds to look for work before sleeping."""
+        """Say, before a loop starts, what the doors can do, and how long to look for work before sleeping.
+
+        vnet: a vnet_hdr stands before each frame; uso: the TUN takes UDP super-packets; segment: the kernel cuts messages
+        into datagrams; busy_poll: nanoseconds.
+        """
         for way in (<uintptr_t>self.out, <uintptr_t>self.into):
             (<Way *>way).vnet, (<Way *>way).uso = vnet, uso and vnet
             (<Way *>way).run_most = RUN_PACKETS if segment else 1

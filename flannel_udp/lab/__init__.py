@@ -47,7 +47,7 @@ def execute(name: str, node: str, pod: bool, command: Sequence[str]) -> int:
     from flannel_udp.lab import client, layout
 
     place = client.Lab(name).place(layout.node_name(node), pod=pod)
-    return client.run_inside(place, lambda: client.become(list(command)))
+    return client.run_inside(place, lambda: client.become(list(command), layout.environment()))
 
 
 def packet(name: str, source: str, destination: str) -> None:

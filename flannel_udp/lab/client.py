@@ -7,13 +7,14 @@ them in a child process; the descriptors pass through the door, so no name, no f
 import contextlib
 import ctypes
 import errno
+import importlib
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -94,6 +95,7 @@ def start(nodes: int, name: str) -> "StartedLab":
     """Start a lab that lives as long as this process holds it; returns when all nodes are ready."""
     layout.check_name(name)
     layout.check_nodes(nodes)
+    importlib.import_module("flannel_udp._dataplane")  # not built: better said here than by each daemon's end
     _check_tun()
     _check_paths()
     door = channel.open_socket()
@@ -254,12 +256,12 @@ def _pass_on(child: int, number: int) -> None:
         os.kill(child, number)
 
 
-def become(command: list[str]) -> int:
-    """Become another program; the status that a shell has for it if that cannot be."""
+def become(command: list[str], environment: Mapping[str, str]) -> int:
+    """Become another program, in this environment; the status that a shell has for it if that cannot be."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # what Python ignores, a program would go on ignoring
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvp(command[0], command)  # noqa: S606 - the user's own command is what this is for
+        os.execvpe(command[0], command, environment)  # noqa: S606 - the user's own command is what this is for
     except OSError as error:
         print(f"flannel-udp: {command[0]}: {error.strerror}", file=sys.stderr)
         return 127 if error.errno == errno.ENOENT else 126

@@ -5,6 +5,7 @@ underlay 192.0.2.0/24: bridge "underlay" (.254) in the lab's own network namespa
     node2  eth0 .2   ...
 """
 
+import os
 import re
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
@@ -51,6 +52,12 @@ def node_name(word: str) -> str:
 def node_address(number: int) -> IPv4Interface:
     """Return the address of a node on the underlay."""
     return IPv4Interface(f"{UNDERLAY[number]}/{UNDERLAY.prefixlen}")
+
+
+def environment() -> dict[str, str]:
+    """The caller's environment as it is to be inside a lab: nothing of a daemon outside, and the lab's registry."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
+    return {**inherited, "FLANNELD_REGISTRY": REGISTRY_URL}
 
 
 def log_path(node: str) -> Path:

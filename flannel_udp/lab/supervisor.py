@@ -181,16 +181,14 @@ class Supervisor:
     def _start_daemon(self, node: str) -> None:
         """Start a node's daemon inside the node, with nothing of the caller's but the environment."""
         state = self.states[node]
-        options = ["--registry", layout.REGISTRY_URL, "--iface", layout.EXTERNAL_INTERFACE]
-        options += ["--state-dir", str(layout.STATE_DIR), "-v=1"]
+        options = ["--iface", layout.EXTERNAL_INTERFACE, "--state-dir", str(layout.STATE_DIR), "-v=1"]
         command = [sys.executable, "-P", "-m", "flannel_udp.cli", "run", *options]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
         log = os.open(layout.log_path(node), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         outputs = [(os.POSIX_SPAWN_DUP2, log, number) for number in (1, 2)]
         with namespace.inside(self.places[node]):
             defaults = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores these two
             state.pid = os.posix_spawn(
-                sys.executable, command, environment, file_actions=outputs, setsid=True, setsigdef=defaults
+                sys.executable, command, layout.environment(), file_actions=outputs, setsid=True, setsigdef=defaults
             )
         os.close(log)
         state.daemon = "running"

@@ -1,5 +1,6 @@
 """One ping between two pods, caught twice on its way and read aloud: on the overlay, and on the underlay."""
 
+import signal
 from dataclasses import dataclass
 
 from flannel_udp.dissect import Layer, dissect, format_layers
@@ -37,7 +38,12 @@ def show_ping(lab: client.Lab, source: str, destination: str) -> None:
         return 0
 
     try:
-        if client.run_inside(tour.base, show):
+        status = client.run_inside(tour.base, show)
+        if status == 128 + signal.SIGPIPE:  # the reader of the output has left, and is owed no more words
+            raise BrokenPipeError
+        if status == 128 + signal.SIGINT:
+            raise KeyboardInterrupt
+        if status:
             raise LabError(f"the ping from {source} to {destination} could not be shown")
     finally:
         tour.close()

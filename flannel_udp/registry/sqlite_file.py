@@ -149,6 +149,8 @@ def _explain(error: sqlite3.Error | OSError, path: str) -> str:
     if isinstance(error, FileNotFoundError):
         folder = os.path.dirname(path)  # noqa: PTH120 the path is a text everywhere in this file
         return "the file was removed" if os.path.isdir(folder) else f"folder {folder} does not exist"  # noqa: PTH112
+    if os.path.isdir(path):  # noqa: PTH112
+        return "is a folder: name a file in it, to be made if it is not there"
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno else str(error)
     name = getattr(error, "sqlite_errorname", "")

@@ -100,7 +100,7 @@ def test_run_tells_wrong_flags_in_one_line_and_points_at_the_help(told: Told) ->
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["config"], ["config", "nonsense"], ["lab", "up", "--nodes", "x"],
-                                   ["--vers"]])
+                                   ["--vers"], ["lab", "down", "lab"]])
 def test_words_that_make_no_command_end_with_two(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(words)
@@ -112,8 +112,9 @@ def test_config_is_checked_set_and_got(told: Told, registry: str, tmp_path: Path
     file = tmp_path / "config.json"
     file.write_text(CONFIG)
     assert told("config", "get", "--registry", registry)[:2] == (1, "")
-    for word in (CONFIG, str(file)):
-        assert told("config", "set", "--registry", registry, word) == (0, "", "")
+    for revision, word in ((2, CONFIG), (3, str(file))):
+        said = f"network configuration written, revision {revision}\n"
+        assert told("config", "set", "--registry", registry, word) == (0, said, "")
         assert told("config", "get", "--registry", registry) == (0, CONFIG + "\n", "")
     status, out, _ = told("config", "check", str(file))
     assert status == 0
@@ -128,6 +129,29 @@ def test_a_wrong_config_is_not_written(told: Told, registry: str) -> None:
         assert (status, err.count("\n")) == (1, 1)
         assert named in err
     assert told("config", "get", "--registry", registry)[1] == CONFIG + "\n"
+
+
+def test_a_file_with_a_wrong_config_is_named(told: Told, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    for text, complaint in (("{", "not JSON"), ('{"Netwrk": "10.5.0.0/16"}', "Network is missing")):
+        file.write_text(text)
+        status, out, err = told("config", "check", str(file))
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith(f"flannel-udp: {file}: ")
+        assert complaint in err
+        assert told("config", "check", text)[2] == err.replace(f"{file}: ", "")
+
+
+@pytest.mark.parametrize("kind", ["vxlan", "HOST-GW"])
+def test_a_backend_that_is_flannels_only_is_taken_with_a_warning(told: Told, registry: str, kind: str) -> None:
+    text = CONFIG.replace('"udp"', f'"{kind}"')
+    for words in (("check", text), ("set", "--registry", registry, text)):
+        status, out, err = told("config", *words)
+        assert status == 0
+        assert out
+        assert err == (f"flannel-udp: warning: {kind.lower()} is known to flannel, but not built here yet: "
+                       "flannel-udp run will refuse it\n")
+    assert told("config", "get", "--registry", registry) == (0, text + "\n", "")
 
 
 def test_config_comes_from_standard_input_too(registry: str) -> None:
@@ -149,7 +173,8 @@ def test_the_registry_may_stand_in_the_environment(told: Told, registry: str, mo
 
 
 def test_leases_as_table_and_as_json_with_skipped_keys_named(told: Told, registry: str) -> None:
-    assert told("leases", "--registry", registry)[1] == "(none)\n"
+    told("config", "set", "--registry", registry, CONFIG)
+    assert told("leases", "--registry", registry)[:2] == (0, "(none)\n")
     opened = open_registry(registry)
     since = opened.snapshot().revision
     for key, value, ttl in (("10.5.7.0-24", b'{"PublicIP":"192.0.2.7","BackendType":"udp"}', 3600.0),
@@ -168,6 +193,16 @@ def test_leases_as_table_and_as_json_with_skipped_keys_named(told: Told, registr
     assert [(lease["subnet"], lease["public_ip"], lease["reserved"]) for lease in listed["leases"]] == [
         ("10.5.7.0/24", "192.0.2.7", False), ("10.5.8.0/24", "192.0.2.8", True)]
     assert list(listed["skipped"]) == ["junk"]
+
+
+def test_leases_of_a_path_where_no_registry_is_are_no_empty_list(told: Told, registry: str, tmp_path: Path) -> None:
+    missing = told("leases", "--registry", registry)
+    assert missing == told("config", "get", "--registry", registry)
+    assert missing[:2] == (1, "")
+    assert missing[2].count("\n") == 1
+    status, _, err = told("leases", "--registry", f"sqlite://{tmp_path}")
+    assert status == 1
+    assert err.startswith(f"flannel-udp: registry {tmp_path}: is a folder: name a file in it")
 
 
 def test_status_asks_the_daemon_of_a_run_dir(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +254,12 @@ def test_the_status_of_a_command_in_the_lab_is_handed_on(monkeypatch: pytest.Mon
 
 def test_words_after_two_dashes_are_for_exec_only(told: Told) -> None:
     assert "say it after --" in told("lab", "exec", "1")[2]
+    for words, remedy in ((["node1", "ls"], "lab exec node1 -- ls"), (["1", "--pod", "ls", "-l"], "1 --pod -- ls -l"),
+                          (["1", "echo", "--", "a b"], "1 -- echo 'a b'")):
+        status, out, err = told("lab", "exec", *words)
+        assert (status, out) == (2, "")
+        assert err.startswith("flannel-udp: put -- before the command: lab exec ")
+        assert err.splitlines()[0].endswith(remedy)
     assert told("lab", "status", "--", "x")[0] == 2
 
 
@@ -236,6 +277,23 @@ def test_ctrl_c_is_quiet(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("flannel_udp.lab.demo", interrupted)
     assert told("lab", "demo") == (130, "", "")
+
+
+def test_what_is_not_built_is_told_in_one_line(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("flannel_udp._dataplane", "flannel_udp.config", "flannel_udp.lab.client"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    class Clean:
+        """As after `make clean`."""
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "flannel_udp._dataplane":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Clean(), *sys.meta_path])
+    for words in (["config", "check", CONFIG], ["lab", "up"]):
+        assert told(*words) == (
+            1, "", "flannel-udp: flannel_udp._dataplane is not built: run make in the project's folder\n")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -145,7 +145,7 @@ REFUSED = [
     ('{"Network":' + "[" * 992 + "]" * 992 + "}", "not JSON", "deep"),
     ('{"Network":"10.5.0.0/33"}', 'Network "10.5.0.0/33"', "a prefix length of at most 32"),
     ('{"Netwrk":"10.5.0.0/16"}', "Network is missing", 'not known, and ignored: "Netwrk"'),
-    ('{"' + "X" * 5000 + '":1}', "Network is missing", "XXX..."),
+    ('{"' + "Y" * 5000 + '":1}', "Network is missing", "YYY..."),
     ('{"Network":"10.5.0.00/16"}', 'Network "10.5.0.00/16"', ""),
     ('{"Network":"fd00::/48"}', 'Network "fd00::/48"', "10.5.0.0/16"),
     ('{"Network":"0.0.0.0/0"}', 'Network "0.0.0.0/0"', "10.5.0.0/16"),

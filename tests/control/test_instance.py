@@ -45,6 +45,15 @@ def test_unusable_directory_is_said(tmp_path: Path) -> None:
         sole_instance(options(tmp_path)).__enter__()
 
 
+def test_who_may_not_write_is_told_both_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("flannel_udp.instance._open_locked", refused)  # root may write anywhere
+    with pytest.raises(InstanceError, match=r"denied: run as root, or name another with --run-dir$"):
+        sole_instance(options(tmp_path)).__enter__()
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

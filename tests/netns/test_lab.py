@@ -323,6 +323,25 @@ def as_user(user: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("name")
+def test_packet_whose_reader_leaves_ends_without_a_word(standing: str) -> None:
+    with subprocess.Popen([*COMMAND, "packet", "--name", standing, "1", "2"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as child:
+        assert child.stdout
+        assert child.stderr
+        child.stdout.close()
+        assert child.stderr.read() == b""
+        assert child.wait(DEADLINE) == 141
+
+
+def test_exec_knows_the_labs_registry_whatever_the_callers_is(standing: str) -> None:
+    callers = ["env", "FLANNELD_REGISTRY=sqlite:///nowhere/else.db", "FLANNELD_RUN_DIR=/nowhere"]
+    for word in ("leases", "status"):
+        asked = lab("exec", "--name", standing, "1", "--", sys.executable, "-P", "-m", "flannel_udp.cli", word,
+                    prefix=callers)
+        assert asked.returncode == 0, asked.stderr
+        assert "10.5." in asked.stdout
+
+
 @pytest.mark.parametrize("user", ["root", "nobody"])
 def test_demo_shows_everything_and_is_satisfied(user: str) -> None:
     done = lab("demo", prefix=as_user(user))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flannel_udp.errors import NetlinkError
+from flannel_udp.errors import Fault, NetlinkError
 from flannel_udp.link import LinkEvent
 from flannel_udp.netlink import LinkMonitor, Links
 
@@ -157,7 +157,11 @@ class Watched:
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[LinkEvent] = SimpleQueue()
-        self.monitor = LinkMonitor(self.queue.put)
+        self.monitor = LinkMonitor(self.post)
+
+    def post(self, event: LinkEvent | Fault) -> None:
+        assert isinstance(event, LinkEvent)
+        self.queue.put(event)
 
     def expect(self, kind: str, name: str = "") -> LinkEvent:
         while True:
@@ -205,7 +209,8 @@ def test_monitor_says_when_it_missed_events(node: Node) -> None:
     gate: SimpleQueue[None] = SimpleQueue()
     slow: SimpleQueue[LinkEvent] = SimpleQueue()
 
-    def post(event: LinkEvent) -> None:
+    def post(event: LinkEvent | Fault) -> None:
+        assert isinstance(event, LinkEvent)
         if event.name == "stop":
             gate.get()
         slow.put(event)
@@ -229,7 +234,7 @@ def test_monitor_says_when_it_missed_events(node: Node) -> None:
 def test_monitor_ends_when_told_and_leaves_nothing(node: Node) -> None:
     del node
     before = len(list(Path("/proc/self/fd").iterdir()))
-    monitor = LinkMonitor(SimpleQueue[LinkEvent]().put)
+    monitor = LinkMonitor(SimpleQueue[LinkEvent | Fault]().put)
     monitor.close()
     monitor.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
