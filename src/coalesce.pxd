@@ -7,11 +7,10 @@
 # another.
 #
 # What continues a flow (kernel: net/ipv4/tcp_offload.c, udp_offload.c, af_inet.c): same addresses, ports, TOS, TTL
-# and DF; no IPv4 options, no fragments, no IPv6 extension headers; IPv4 ID counted on, unless DF makes it
-# meaningless.
+# and DF; no IPv4 options, no fragments, no IPv6 extension headers; IPv4 ID counted on,
+# unless DF makes it meaningless.
 #   TCP: the next sequence number, the same acknowledgment, window and options; payload, none longer than the first;
-#        only
-#        ACK, PSH and ECE set, ECE alike. A shorter one or PSH is the last.
+#        only ACK, PSH and ECE set, ECE alike. A shorter one or PSH is the last.
 #   UDP: with a checksum; payload, none longer than the first; a shorter one is the last.
 # A merged frame claims a right checksum, so the checksums of its parts are verified first: a wrong one is not laundered
 # but passed on as it came. What is not merged leaves verbatim.

@@ -419,8 +419,8 @@ cdef class Worker:
     def use(self, *, bint vnet, bint uso, bint segment, int64_t busy_poll):
         """Say, before a loop starts, what the doors can do, and how long to look for work before sleeping.
 
-        vnet: a vnet_hdr stands before each frame; uso: the TUN takes UDP super-packets; segment: the kernel cuts messages
-        into datagrams; busy_poll: nanoseconds.
+        vnet: a vnet_hdr stands before each frame; uso: the TUN takes UDP super-packets; segment: the kernel cuts
+        messages into datagrams; busy_poll: nanoseconds.
         """
         for way in (<uintptr_t>self.out, <uintptr_t>self.into):
             (<Way *>way).vnet, (<Way *>way).uso = vnet, uso and vnet
