@@ -332,7 +332,7 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path) -> None:
     assert "not an SQLite database" in refusal(str(garbage))
     assert garbage.read_bytes() == b"no database" * 1000
     assert f"folder {tmp_path}/none does not exist" in refusal(f"{tmp_path}/none/registry.db")
-    assert "cannot be opened" in refusal(str(tmp_path))
+    assert "is a folder" in refusal(str(tmp_path))
     foreign = tmp_path / "foreign.db"
     with contextlib.closing(sqlite3.connect(foreign)) as db:
         db.execute("CREATE TABLE songs (title)")
