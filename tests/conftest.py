@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,11 @@ import pytest
 from flannel_udp.lab import namespace
 
 T = TypeVar("T")
+
+# A shell without job control starts what it puts into the background with SIGINT ignored, and the programs that are to
+# be interrupted here would inherit that; a handler of this process becomes the default in theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE = 30.0
 """Seconds after which something that ought to happen is held not to happen: generous, for nothing waits it out."""
