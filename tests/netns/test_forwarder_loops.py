@@ -22,9 +22,9 @@ MIB = 1 << 20
 
 def threads_of(agent: Agent) -> dict[str, int]:
     """The names of an agent's threads, and their ids."""
-    told = agent.forwarder.status()["threads"]
-    assert isinstance(told, list)
-    return {thread["name"]: thread["native_id"] for thread in told}
+    running = agent.forwarder._running
+    assert running is not None
+    return {thread.name: thread.native_id for thread in running.threads if thread.native_id}
 
 
 def named_by_the_kernel(native_id: int) -> str:
