@@ -3,7 +3,7 @@
 #   arena   | gap | packet 0 | gap | packet 1 |   | gap | packet 2 | ...            | room for one more full frame |
 #                 ^at  length^                                       ^cursor
 #
-# Every pass of a loop (read, decide, dress, send) goes over the descriptors of one batch. Each read lands at the
+# Every pass of a loop (read, decide, dress or write) goes over the descriptors of one batch. Each read lands at the
 # cursor, so that headers lie packed and not 64 KiB apart. The gap before a packet from the TUN holds its vnet_hdr,
 # and then its coat; datagrams that came together lie together, without gaps. The batch ends when the door has no
 # more, at BATCH_PACKETS, or when less than a full frame fits. One loop owns a batch and its arena, for ever; nothing
@@ -30,7 +30,6 @@ cdef struct Packet:
     uint32_t slot               # next hop: a slot of the FIB
     uint16_t outcome            # an Outcome
     uint16_t message            # place of its sender among the batch's; udp_to_tun only
-    uint32_t segments           # inner packets that it is or will be
 
 cdef struct Batch:
     uint8_t *arena              # ARENA bytes
@@ -60,7 +59,6 @@ cdef inline Packet *batch_add(Batch *batch, uint32_t at, uint32_t length) noexce
     packet.slot = 0
     packet.outcome = FORWARD
     packet.message = <uint16_t>batch.messages
-    packet.segments = 1
     batch.count += 1
     return packet
 

@@ -18,7 +18,7 @@ from encap cimport coat_on
 from forward cimport forward_out
 from peer cimport Peer
 from rcu cimport rcu_offline, rcu_online
-from run cimport RUN_PACKETS, Run, run_join, run_piece, run_takes
+from run cimport RUN_PACKETS, run_join, run_piece, run_takes
 from segment cimport (Template, is_super, segment_complete, segment_header, segment_payload, segment_plan)
 from send cimport send_run
 from tun cimport tun_read
@@ -42,43 +42,30 @@ cdef inline int read_packets(Way *way) noexcept nogil:
     return 1
 
 
-cdef inline const VnetHeader *vnet_of(const Way *way, const Packet *packet) noexcept nogil:
-    """Return the vnet_hdr that was read with a packet."""
-    return <const VnetHeader *>(way.batch.arena + packet.at - VNET_HDR)
-
-
-cdef inline Outcome take_offload(Way *way, Packet *packet) noexcept nogil:
-    """Do what the kernel left to its device: finish a checksum, or count the segments of a super-packet."""
+cdef inline Outcome take_offload(Way *way, const Packet *packet, Template *plan) noexcept nogil:
+    """Do what the kernel left to its device: finish a checksum, or plan the segments of a super-packet."""
     cdef uint8_t *inner = way.batch.arena + packet.at
-    cdef const VnetHeader *vnet = vnet_of(way, packet)
-    cdef Template plan
+    cdef const VnetHeader *vnet = <const VnetHeader *>(inner - VNET_HDR)
     cdef Outcome outcome
     if not is_super(vnet):
         return segment_complete(inner, packet.length, vnet)
-    outcome = segment_plan(&plan, inner, packet.length, vnet)
+    outcome = segment_plan(plan, inner, packet.length, vnet)
     if outcome == FORWARD:
-        packet.segments = plan.count
         count_event(&way.counters, SUPER_PACKETS)
+    else:
+        plan.count = 0
     return outcome
 
 
-cdef inline void decide(Way *way, const Block *block) noexcept nogil:
-    """Give each packet its outcome, or FORWARD and its peer; answer and count what ends here."""
-    cdef uint8_t *arena = way.batch.arena
-    cdef Packet *packet
-    cdef Outcome outcome, offload
-    cdef uint32_t i
-    for i in range(way.batch.count):
-        packet = &way.batch.packets[i]
-        outcome = forward_out(block, &way.rules, arena, packet)
-        if way.vnet and outcome not in (NOT_IP, OTHER_FAMILY, BAD_HEADER, TRUNCATED):
-            offload = take_offload(way, packet)
-            outcome = offload if outcome == FORWARD else outcome
-        packet.outcome = outcome
-        way.counters.packets_in += packet.segments
-        if outcome != FORWARD:
-            way.counters.outcome[<int>outcome] += packet.segments
-            answer(way, block, arena + packet.at, packet.length, outcome, 0)
+cdef inline Outcome decide(Way *way, const Block *block, Packet *packet, Template *plan) noexcept nogil:
+    """Return a packet's outcome, or FORWARD; plan.count: segments of a super-packet, 0 for a plain packet."""
+    cdef Outcome outcome = forward_out(block, &way.rules, way.batch.arena, packet)
+    cdef Outcome offload
+    plan.count = 0
+    if way.vnet and outcome not in (NOT_IP, OTHER_FAMILY, BAD_HEADER, TRUNCATED):
+        offload = take_offload(way, packet, plan)
+        outcome = offload if outcome == FORWARD else outcome
+    return outcome
 
 
 cdef inline void join(Way *way, const Block *block, uint32_t slot, uint32_t length) noexcept nogil:
@@ -99,38 +86,40 @@ cdef inline void dress(Way *way, const Block *block, const Packet *packet) noexc
     run_piece(&way.run, inner - coat, coat + packet.length)
 
 
-cdef inline void dress_super(Way *way, const Block *block, const Packet *packet) noexcept nogil:
+cdef inline void dress_super(Way *way, const Block *block, const Packet *packet, const Template *plan) noexcept nogil:
     """Divide a super-packet: enter each segment into the run, its headers written anew, its payload where it lies."""
     cdef const uint8_t *inner = way.batch.arena + packet.at
     cdef const Peer *peer = &block.peers.slots[packet.slot]
     cdef uint32_t coat = way.rules.coat_length
     cdef uint32_t payload, i
     cdef uint8_t *header
-    cdef Template plan
-    if segment_plan(&plan, inner, packet.length, vnet_of(way, packet)) != FORWARD:
-        return      # cannot be: decide() has made the same plan
     for i in range(plan.count):
-        payload = segment_payload(&plan, i)
+        payload = segment_payload(plan, i)
         join(way, block, packet.slot, coat + plan.header + payload)
         header = way.run.headers[way.run.count - 1]
-        segment_header(&plan, inner, i, header + coat)
+        segment_header(plan, inner, i, header + coat)
         coat_on(&way.rules, peer, header + coat)
         run_piece(&way.run, header, coat + plan.header)
         run_piece(&way.run, inner + plan.header + i * plan.size, payload)
 
 
-cdef inline void send_packets(Way *way, const Block *block) noexcept nogil:
-    """Dress and send all that is to be forwarded, in order."""
+cdef inline void dress_packets(Way *way, const Block *block) noexcept nogil:
+    """Dress and send all that is to be forwarded, in order; answer and count what ends here."""
     cdef Packet *packet
+    cdef Outcome outcome
+    cdef Template plan
     cdef uint32_t i
     way.waited = False
     way.now = monotonic()
     for i in range(way.batch.count):
         packet = &way.batch.packets[i]
-        if packet.outcome != FORWARD:
-            continue
-        if way.vnet and is_super(vnet_of(way, packet)):
-            dress_super(way, block, packet)
+        outcome = decide(way, block, packet, &plan)
+        way.counters.packets_in += max(plan.count, <uint32_t>1)
+        if outcome != FORWARD:
+            way.counters.outcome[<int>outcome] += max(plan.count, <uint32_t>1)
+            answer(way, block, way.batch.arena + packet.at, packet.length, outcome, 0)
+        elif plan.count:
+            dress_super(way, block, packet, &plan)
         else:
             dress(way, block, packet)
     send_run(way, block)
@@ -142,8 +131,7 @@ cdef inline int out_batch(Way *way) noexcept nogil:
     cdef int more = read_packets(way)
     if way.batch.count:
         count_event(&way.counters, BATCHES)
-        decide(way, block)
-        send_packets(way, block)
+        dress_packets(way, block)
     rcu_offline(way.reader)
     return more
 
