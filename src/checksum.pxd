@@ -12,20 +12,64 @@ from libc.string cimport memcpy
 from wire.order cimport htonl, htons
 
 
+cdef extern from *:
+    """
+    /* In C, for Cython cannot give one loop to two kinds of processor. Lanes that do not depend on one another are what
+       the compiler turns into vectors, and several of them are in flight at a time. Our choice, measured
+       (benchmarks/micro/bench_checksum.py): with 16 lanes 1.3 times as fast as with one, with AVX2 twice. */
+    #define SUM_LANES 16
+    #define SUM_BLOCK (SUM_LANES * sizeof(uint32_t))
+    struct sum_word { uint32_t value; } __attribute__((packed));
+
+    static inline __attribute__((always_inline)) uint64_t sum_lanes(const uint8_t *data, size_t blocks) {
+        const struct sum_word *words = (const struct sum_word *)data;
+        uint64_t lanes[SUM_LANES] = {0};
+        uint64_t total = 0;
+        for (size_t first = 0; first < blocks * SUM_LANES; first += SUM_LANES)
+            for (int i = 0; i < SUM_LANES; i++)
+                lanes[i] += words[first + i].value;
+        for (int i = 0; i < SUM_LANES; i++)
+            total += lanes[i];
+        return total;
+    }
+
+    #ifdef __x86_64__
+    __attribute__((target("avx2"))) static uint64_t sum_blocks_avx2(const uint8_t *data, size_t blocks) {
+        return sum_lanes(data, blocks);
+    }
+    #endif
+
+    static inline uint64_t sum_blocks(const uint8_t *data, size_t blocks) {
+    #ifdef __x86_64__
+        if (__builtin_cpu_supports("avx2"))
+            return sum_blocks_avx2(data, blocks);
+    #endif
+        return sum_lanes(data, blocks);
+    }
+    """
+    enum:
+        SUM_BLOCK
+    uint64_t sum_blocks(const uint8_t *data, size_t blocks) nogil
+
+
 cdef packed struct Word:
-    # Packed, hence of alignment 1: the compiler may vectorise the loop below and yet must not assume aligned data.
+    # Packed, hence of alignment 1.
     uint32_t value
 
 
 cdef inline uint64_t sum_bytes(const uint8_t *data, size_t length, uint64_t total=0) noexcept nogil:
     """Add `length` bytes, taken as 16-bit words, a last odd byte padded with zero, to an unfolded sum."""
-    cdef const Word *words = <const Word *>data
-    cdef size_t count = length >> 2
-    cdef size_t i
+    cdef const Word *words
     cdef uint32_t tail = 0
-    for i in range(count):
+    cdef size_t i
+    if length >= SUM_BLOCK:
+        total += sum_blocks(data, length // SUM_BLOCK)
+        data += length // SUM_BLOCK * SUM_BLOCK
+        length %= SUM_BLOCK
+    words = <const Word *>data
+    for i in range(length >> 2):
         total += words[i].value
-    memcpy(&tail, data + (count << 2), length & 3)
+    memcpy(&tail, data + (length & ~<size_t>3), length & 3)
     return total + tail
 
 
