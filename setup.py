@@ -1,4 +1,4 @@
-"""Builds the two extension modules from src/; everything else about the package stands in pyproject.toml.
+"""Builds the three extension modules from src/; everything else about the package stands in pyproject.toml.
 
 Environment:
   FLANNEL_UDP_STRICT=1    Cython warnings, Cython performance hints and gcc warnings end the build
@@ -27,6 +27,8 @@ LINK = ["-fsanitize=address,undefined"] if SANITIZE else []
 # A folder per kind of build: what one kind translated must not pass for up to date in another.
 GENERATED = "build/cython" + ("-sanitized" if SANITIZE else "-strict" if STRICT else "")
 
+MODULES = {"_dataplane": "worker.pyx", "_probe": "probe.pyx", "_timing": "timing.pyx"}
+
 
 def extension(module: str, source: str) -> Extension:
     """Describe one extension module; every room of src/ counts as its dependency."""
@@ -45,7 +47,7 @@ def translated() -> list[Extension]:
     remarks = io.StringIO()
     with contextlib.redirect_stderr(remarks if STRICT else sys.stderr):
         extensions = cythonize(
-            [extension("_dataplane", "worker.pyx"), extension("_probe", "probe.pyx")],
+            [extension(name, source) for name, source in MODULES.items()],
             include_path=["src"],
             build_dir=GENERATED,
             force=STRICT,  # a second try must remark again upon what ended the first

@@ -55,6 +55,7 @@ ROOMS: dict[str, frozenset[str] | set[str]] = {
     "udp_to_tun": PURE | MANY | DATA | STREET | {"forward", "way"},
     "both_ways": LOOPS | {"way"},
     **dict.fromkeys(("worker", "probe"), PURE | MANY | DATA | STREET | LOOPS | {"forward", "way", "both_ways"}),
+    "timing": PURE | MANY | DATA,
 }
 # Calls of the system that move bytes, not methods or definitions of that name.
 CALLS = re.compile(r"(?<!def )(?<![.\w])(readv?|writev?|sendmm?sg|recvmm?sg|sendto|recvfrom|ioctl|[gs]etsockopt)\(")
@@ -99,6 +100,7 @@ def test_a_module_imports_only_what_lies_below_it(file: Path) -> None:
 def test_the_compiled_modules_have_one_face_each(file: Path) -> None:
     for name in imports(file):
         assert not name.startswith("flannel_udp._probe") or part(file) in PROBED_BY, f"{file.name} imports {name}"
+        assert not name.startswith("flannel_udp._timing"), f"{file.name}: loops for benchmarks have no use here"
         assert name != "flannel_udp._dataplane", f"{file.name}: import names from _dataplane, so that it shows which"
         if name.startswith("flannel_udp._dataplane.") and part(file) != "forwarder":
             assert name.rpartition(".")[2].isupper(), f"{file.name} may take constants only, not {name}"

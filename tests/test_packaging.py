@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 CLEAN = {name: value for name, value in os.environ.items()
          if not name.startswith(("PYTHON", "PYTEST", "FLANNEL", "LD_", "VIRTUAL_ENV", "CI"))}
 
+COMPILED = ["_dataplane", "_probe", "_timing"]
+
 
 def run(words: Sequence[str | Path], cwd: str | Path = "/", timeout: float = 300) -> str:
     done = subprocess.run(words, cwd=cwd, env=CLEAN, capture_output=True, text=True, check=False, timeout=timeout)
@@ -71,9 +73,9 @@ def test_the_wheel_holds_the_package_and_no_sources_of_the_core(wheel: Path) -> 
     package = ROOT / "flannel_udp"
     expected = {str(file.relative_to(ROOT)) for ending in ("py", "pyi") for file in package.rglob(f"*.{ending}")}
     assert expected | {"flannel_udp/py.typed"} <= names
-    assert {"flannel_udp/_dataplane.pyi", "flannel_udp/_probe.pyi"} <= names
+    assert {f"flannel_udp/{name}.pyi" for name in COMPILED} <= names
     compiled = [name for name in names if name.endswith(".so")]
-    assert sorted(name.partition(".")[0] for name in compiled) == ["flannel_udp/_dataplane", "flannel_udp/_probe"]
+    assert sorted(name.partition(".")[0] for name in compiled) == [f"flannel_udp/{name}" for name in COMPILED]
     assert not {name for name in names if name.endswith((".pyx", ".pxd", ".c", ".pyc"))}
     assert {name.partition("/")[0].rpartition(".")[2] for name in names} == {"flannel_udp", "dist-info"}
 

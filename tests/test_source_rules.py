@@ -46,7 +46,7 @@ def test_every_folder_of_the_package_is_packed() -> None:
     assert set(packed) == {".".join(folder.parts) for folder in folders}
 
 
-@pytest.mark.parametrize("name", ["_dataplane", "_probe"])
+@pytest.mark.parametrize("name", ["_dataplane", "_probe", "_timing"])
 def test_a_stub_names_what_its_module_holds(name: str) -> None:
     module = importlib.import_module(f"flannel_udp.{name}")
     assert module.__file__

@@ -1,6 +1,6 @@
 """One lease changes: from the call of set_peer() to the pointer that the loops see, with 10,000 and 65,536 leases.
 
-No loop runs: a publish waits for none. `median` is the whole change; a target of the architecture.
+No loop runs: a publish waits for none. `median` is the whole change; its bytes are of a table, and of no packet.
 """
 
 import itertools

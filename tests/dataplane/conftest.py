@@ -13,7 +13,7 @@ def pytest_configure() -> None:
         return
     if "libasan" not in Path("/proc/self/maps").read_text():
         raise pytest.UsageError("no address sanitizer is loaded: see LD_PRELOAD in the Makefile")
-    for name in ("_dataplane", "_probe"):
+    for name in ("_dataplane", "_probe", "_timing"):
         found = Path(str(importlib.import_module(f"flannel_udp.{name}").__file__))
         if not found.is_relative_to(folder):
             raise pytest.UsageError(f"{found} is imported instead of the build in {folder}")

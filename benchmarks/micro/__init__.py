@@ -1,0 +1,1 @@
+"""Single rooms of the data plane, timed by pytest-benchmark: `make bench-micro`."""
