@@ -13,9 +13,11 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -P -m pytest
 BUILD_INPUTS := setup.py $(wildcard src/*.pyx src/*.pxd src/*/*.pxd)
 N ?= 1000000
+MICRO_RUNS := .cache/benchmarks/micro
 
-.PHONY: all demo test lint strict sanitized fuzz bench bench-micro bench-quick bench-full clean distclean help
-.PHONY: prepare-build prepare-lab prepare-test
+.PHONY: all demo test lint strict sanitized fuzz clean distclean help
+.PHONY: bench bench-quick bench-full bench-micro bench-micro-compare
+.PHONY: prepare-build prepare-lab prepare-test prepare-bench
 
 all: prepare-build build/.built  ## build flannel-udp into .venv (editable)
 
@@ -42,17 +44,22 @@ sanitized: build/sanitized/.built  ## the data-plane tests under the address and
 fuzz: all build/sanitized/.built  ## N=... mutated datagrams through both doors, under the sanitizers
 	FLANNEL_UDP_FUZZ=$(N) $(SANITIZED) $(PYTEST) --timeout=0 -q tests/dataplane/test_fuzz.py
 
+# Each run is kept, to be compared with later ones; MICRO: options of pytest-benchmark.
 bench-micro: all  ## single rooms, timed by pytest-benchmark
-	$(PYTEST) benchmarks
+	$(PYTEST) benchmarks/micro --benchmark-storage=$(MICRO_RUNS) --benchmark-autosave $(MICRO)
 
-# RIVALS: further options, see `python -m benchmarks.rivals --help`. The first run builds flannel and etcd, and needs go.
-bench-quick: all  ## the table of targets against kernel VXLAN and flannel, within 5 minutes (root)
+bench-micro-compare:  ## the last two runs of bench-micro side by side
+	$(BIN)/pytest-benchmark --storage $(MICRO_RUNS) compare --group-by=fullname --columns=min,median --sort=name \
+		$$(ls -t $(MICRO_RUNS)/*/*.json | head -n 2)
+
+# RIVALS: further options, see `python -m benchmarks.rivals --help`. The first run builds rivals, and needs go.
+bench-quick: prepare-bench all  ## the table of targets against kernel VXLAN and flannel, within 5 minutes (root)
 	$(BIN)/python -m benchmarks.rivals quick --save .cache/benchmarks/quick $(RIVALS)
 
-bench: all  ## the headline rows, five rounds of 5 s (root, half an hour)
+bench: prepare-bench all  ## the headline rows, five rounds of 5 s (root, half an hour)
 	$(BIN)/python -m benchmarks.rivals standard --save .cache/benchmarks/standard $(RIVALS)
 
-bench-full: all  ## every load, link mode and setting (root, hours)
+bench-full: prepare-bench all  ## every load, link mode and setting (root, hours)
 	$(BIN)/python -m benchmarks.rivals full --save .cache/benchmarks/full $(RIVALS)
 
 clean:  ## remove what was built, and caches
@@ -63,7 +70,7 @@ distclean: clean  ## remove .venv too
 	rm -rf $(VENV)
 
 help:  ## list the targets
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 
 # -- what this machine must have --------------------------------------------------------------------------------------
 
@@ -76,7 +83,10 @@ prepare-lab:
 	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab
 
 prepare-test:
-	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab test
+	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab test bench
+
+prepare-bench:
+	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab bench
 
 # -- builds -----------------------------------------------------------------------------------------------------------
 

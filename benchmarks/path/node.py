@@ -1,7 +1,8 @@
 """One node's data plane alone, in the network namespace that it is started in: TUN, sockets, Forwarder's table, loops.
 
-For benchmarks and profiles: no daemon, no registry, one peer, everything settable. It answers each line on its standard
-input with one line of JSON, its counters; at end of file it stops and leaves nothing.
+For benchmarks and profiles: no daemon, no registry, one peer, everything settable. When it is ready it prints its
+settings as one line of JSON, then answers each line on its standard input with another, its counters; at end of file it
+stops and leaves nothing.
 
     python -m benchmarks.path.node --address 192.0.2.1 --peer 192.0.2.2 --number 1 --overlay 10.50.0.0/16 --port 8290
 """
@@ -34,8 +35,8 @@ SUBNET_LENGTH = 24
 OVERHEAD = 28
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser(*, exit_on_error: bool = True) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, exit_on_error=exit_on_error)
     parser.add_argument("--address", type=IPv4Address, required=True, help="underlay address of this node")
     parser.add_argument("--peer", type=IPv4Address, required=True, help="underlay address of the other")
     parser.add_argument("--number", type=int, choices=(1, 2), required=True, help="which of the two subnets is its own")
@@ -49,7 +50,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--sched-batch", action="store_true", help="run the loops as SCHED_BATCH")
     parser.add_argument("--buffer", type=int, default=4 << 20, help="bytes of either socket buffer")
     parser.add_argument("--no-offload", action="store_true", help="neither on the TUN nor on the socket")
-    return parser.parse_args()
+    return parser
 
 
 @contextlib.contextmanager
@@ -114,7 +115,6 @@ def run(loops: list[Callable[[], None]], worker: Worker, stop: int) -> None:
     threads = [threading.Thread(target=loop) for loop in loops]
     for thread in threads:
         thread.start()
-    print(json.dumps(counters(worker)), flush=True)
     for _ in sys.stdin:
         print(json.dumps(counters(worker)), flush=True)
     os.eventfd_write(stop, 1)
@@ -123,7 +123,7 @@ def run(loops: list[Callable[[], None]], worker: Worker, stop: int) -> None:
 
 
 def main() -> None:
-    chosen = options()
+    chosen = parser().parse_args()
     subnets = list(chosen.overlay.subnets(new_prefix=SUBNET_LENGTH))
     own, peer = subnets[chosen.number], subnets[3 - chosen.number]
     worker = table(chosen, own, peer)
@@ -131,6 +131,8 @@ def main() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # the loops' threads inherit it
     stop = os.eventfd(0, os.EFD_NONBLOCK)
     with front_door(chosen, own) as tun, street_door(chosen, chosen.port) as udp, street_door(chosen, 0) as path:
+        places = {"address", "peer", "number", "overlay"}
+        print(json.dumps({name: value for name, value in vars(chosen).items() if name not in places}), flush=True)
         ways = [worker.both_ways] if chosen.threads == 1 else [worker.tun_to_udp, worker.udp_to_tun]
         run([partial(way, tun, udp.fileno(), path.fileno(), stop) for way in ways], worker, stop)
 

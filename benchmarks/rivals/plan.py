@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-VETH, VXLAN, FLANNEL, OURS = "veth", "vxlan", "flannel", "flannel_udp"
+VETH, VXLAN, FLANNEL, WIREGUARD, OURS = "veth", "vxlan", "flannel", "wireguard-go", "flannel_udp"
 BUSY = "flannel_udp:busy-poll=50"
+PROGRAMS = (FLANNEL, WIREGUARD, OURS, "daemon")
+START = "start"
 ALL, NO_TUNNEL, NONE = "all", "no-tunnel", "none"
 
 
@@ -62,24 +64,29 @@ QUICK = (
     Row(ALL, "ask-apart", (VXLAN, FLANNEL, OURS, BUSY)),
     Row(NONE, "tcp-1", (VXLAN, OURS)),
 )
+EVERY = (VETH, VXLAN, FLANNEL, WIREGUARD, OURS)
+TUNNELS = (VXLAN, FLANNEL, WIREGUARD, OURS)
 STANDARD = (
-    *(Row(ALL, load, HEADLINE) for load in ("tcp-1", "tcp-4", "tcp-16", "udp-64", "udp-512", "udp-1400")),
-    Row(ALL, "tcp-1-in", HEADLINE),
-    Row(ALL, "tcp-1-both", HEADLINE),
-    *(Row(ALL, load, (*HEADLINE, BUSY)) for load in ("ask", "ask-apart")),
-    *(Row(mode, load, HEADLINE) for mode in (NO_TUNNEL, NONE) for load in ("tcp-1", "udp-64")),
+    *(Row(ALL, load, EVERY) for load in ("tcp-1", "udp-64")),
+    *(Row(ALL, load, (VXLAN, OURS)) for load in ("tcp-4", "tcp-1-in", "tcp-1-both", "udp-512", "rate-512")),
+    *(Row(ALL, load, (VXLAN, FLANNEL, OURS)) for load in ("tcp-16", "udp-1400")),
+    *(Row(ALL, load, TUNNELS) for load in ("rate-64", "rate-1400", "ask-loaded")),
+    Row(ALL, "ask", (*TUNNELS, BUSY)),
+    Row(ALL, "ask-apart", (VXLAN, FLANNEL, OURS, BUSY)),
+    Row(ALL, START, PROGRAMS),
+    *(Row(mode, load, (VXLAN, OURS)) for mode in (NO_TUNNEL, NONE) for load in ("tcp-1", "udp-64")),
 )
-FULL = tuple(
-    Row(mode, load, (*HEADLINE, BUSY, "flannel_udp:threads=1"))
-    for mode in (ALL, NO_TUNNEL, NONE)
-    for load in (
-        *(f"tcp-{flows}{way}" for flows in (1, 4, 16) for way in ("", "-in", "-both")),
-        "udp-64",
-        "udp-512",
-        "udp-1400",
-        "ask",
-        "ask-apart",
-    )
+FULL = (
+    Row(ALL, START, PROGRAMS),
+    *(
+        Row(mode, load, (*EVERY, BUSY, "flannel_udp:threads=1", "flannel_udp:threads=2"))
+        for mode in (ALL, NO_TUNNEL, NONE)
+        for load in (
+            *(f"tcp-{flows}{way}" for flows in (1, 4, 16) for way in ("", "-in", "-both")),
+            *(f"{kind}-{size}" for kind in ("udp", "rate") for size in (64, 512, 1400)),
+            *("ask", "ask-apart", "ask-loaded"),
+        )
+    ),
 )
 # Rows, rounds, seconds of one measurement.
 SIZES: dict[str, tuple[tuple[Row, ...], int, float]] = {
@@ -97,3 +104,18 @@ def schedule(rows: tuple[Row, ...], rounds: int) -> Iterator[tuple[Row, int, lis
             for row in rows:
                 if row.mode == mode:
                     yield row, number, list(row.contenders)[:: -1 if number % 2 else 1]
+
+
+# Seconds beside those of the measurement itself, as measured on two cores: starts and ends of programs, questions to
+# the contenders, the steps of a search. A start sets nodes and a registry up, then sends for as long.
+BESIDE = {"tcp": 0.2, "udp": 1.0, "rate": 1.5, "ask": 0.3, "ask-loaded": 1.2, "start": 2.0}
+# Seconds to set one contender up, the slowest with its registry.
+UPRIGHT = 2.0
+
+
+def duration(rows: tuple[Row, ...], rounds: int, seconds: float) -> float:
+    """Return about how many seconds a run takes, the first build of other projects' programs not included."""
+    names = {name for row in rows for name in row.contenders}
+    beside = {row: BESIDE.get(row.load) or BESIDE[row.load.partition("-")[0]] for row in rows}
+    each = sum(len(row.contenders) * (seconds + beside[row]) for row in rows)
+    return UPRIGHT * len(names) + rounds * each

@@ -4,6 +4,10 @@
     traffic.py flood ADDRESS PORT SIZE SECONDS    send as fast as the socket takes them; prints {"sent", "seconds"}
     traffic.py echo ADDRESS PORT SIZE SECONDS     answer each datagram
     traffic.py ask ADDRESS PORT SIZE SECONDS      send one, wait for its answer, and so on; prints times in microseconds
+    traffic.py tally ADDRESS PORT SIZE SECONDS    count all datagrams, at most for SECONDS; for each line on its
+                                                  standard input prints {"received"}, the number so far
+    traffic.py pace ADDRESS PORT SIZE SECONDS     for each line "RATE SECONDS" on its standard input send RATE datagrams
+                                                  a second (0: all that the socket takes); prints {"sent", "seconds"}
 
 A further argument pins the program to one processor. Each prints "ready" first. sendmmsg and recvmmsg (through ctypes)
 keep the cost of the load generator, which shares the machine with what is measured, small: 64 datagrams in one call,
@@ -16,6 +20,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -25,6 +30,8 @@ MSG_WAITFORONE = 0x1_0000
 RECEIVE_BUFFER = 4 << 20
 # The first part of a measurement is left out: caches, neighbours and queues settle.
 SETTLING = 0.3
+# Seconds; the kernel adds its own slack of 50 us, so that a burst at 100,000 datagrams a second is one of about ten.
+NAP = 20e-6
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -101,6 +108,53 @@ def flood(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]
         return {"sent": sent, "seconds": now - start}
 
 
+def tally(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
+    del size
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        receiver.bind(place)
+        total = [0]
+        threading.Thread(target=count_all, args=(receiver.fileno(), total, seconds), daemon=True).start()
+        ready()
+        for _ in sys.stdin:
+            print(json.dumps({"received": total[0]}), flush=True)
+        return {"received": total[0]}
+
+
+def count_all(fd: int, total: list[int], seconds: float) -> None:
+    """Add what arrives to total[0]."""
+    made, _kept = messages(2048)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        total[0] += max(0, _libc.recvmmsg(fd, made, BATCH, MSG_WAITFORONE, None))
+
+
+def pace(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
+    del seconds
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect(place)
+        made, _kept = messages(size)
+        ready()
+        for line in sys.stdin:
+            rate, duration = map(float, line.split())
+            print(json.dumps(offer(sender.fileno(), made, rate, duration)), flush=True)
+        return {}
+
+
+def offer(fd: int, made: object, rate: float, seconds: float) -> dict[str, float]:
+    """Send at a rate: whenever something is due, at most BATCH of it; in between a sleep as short as the kernel has."""
+    send, sent = _libc.sendmmsg, 0
+    start = now = time.monotonic()
+    while now < start + seconds:
+        due = min(BATCH, int((now - start) * rate) + 1 - sent) if rate else BATCH
+        if due > 0:
+            sent += max(0, send(fd, made, due, 0))
+        else:
+            time.sleep(NAP)
+        now = time.monotonic()
+    return {"sent": sent, "seconds": now - start}
+
+
 def echo(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as answering:
         answering.bind(place)
@@ -144,7 +198,7 @@ def ask(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
 
 PARTS = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 ROLES: dict[str, Callable[[tuple[str, int], int, float], dict[str, float]]] = {
-    "sink": sink, "flood": flood, "echo": echo, "ask": ask,
+    "sink": sink, "flood": flood, "echo": echo, "ask": ask, "tally": tally, "pace": pace,
 }  # fmt: skip
 
 
