@@ -52,6 +52,7 @@ cdef enum Event:
     OUTER_FRAGMENTED
     RECEIVE_ERRORS
     SEND_WAITS
+    BYTES
     EVENTS
 
 cdef struct Counters:

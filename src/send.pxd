@@ -16,7 +16,7 @@ from libc.stdint cimport uint32_t
 from posix.time cimport timespec
 
 from block cimport Block
-from counters cimport MESSAGES, OUTER_FRAGMENTED, SEND_WAITS, SENT, TOO_BIG, Outcome, count_event, count_peer
+from counters cimport BYTES, MESSAGES, OUTER_FRAGMENTED, SEND_WAITS, SENT, TOO_BIG, Outcome, count_event, count_peer
 from icmp cimport ERROR_MAX
 from peer cimport AF_INET, Peer
 from run cimport RUN_PACKETS_OLD, Run, run_clear, run_copy, run_length
@@ -37,8 +37,9 @@ cdef inline void settle(Way *way, const Block *block, Outcome outcome, uint32_t 
     cdef uint32_t slot = way.run.slot
     way.counters.outcome[<int>outcome] += packets
     if outcome == SENT:
-        count_peer(&way.peers[slot], block.peers.slots[slot].generation, packets,
-                   length - packets * way.rules.coat_length, way.now)
+        length -= packets * way.rules.coat_length
+        way.counters.event[<int>BYTES] += length
+        count_peer(&way.peers[slot], block.peers.slots[slot].generation, packets, length, way.now)
 
 
 cdef inline bint wait_once(Way *way) noexcept nogil:

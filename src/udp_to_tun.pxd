@@ -16,7 +16,7 @@ from posix.time cimport timespec
 from batch cimport BATCH_PACKETS, Packet, batch_add, batch_clear, batch_has_room, batch_pass
 from block cimport Block
 from coalesce cimport Merge, merge_add, merge_begin, merge_finish, merge_undo
-from counters cimport (BATCHES, DELIVERED, FORWARD, FRAMES, MESSAGES, RECEIVE_ERRORS, SUPER_PACKETS, TRUNCATED,
+from counters cimport (BATCHES, BYTES, DELIVERED, FORWARD, FRAMES, MESSAGES, RECEIVE_ERRORS, SUPER_PACKETS, TRUNCATED,
                        TUN_REFUSED, UNKNOWN_SENDER, Outcome, count_event, count_peer)
 from fib cimport FIRST_PEER
 from forward cimport forward_in
@@ -96,7 +96,10 @@ cdef inline void settle(Way *way, const Block *block, Outcome outcome, uint32_t 
     """Count packets that were written, of `length` bytes together."""
     cdef uint32_t slot = way.merge_slot
     way.counters.outcome[<int>outcome] += packets
-    if outcome == DELIVERED and slot >= FIRST_PEER:
+    if outcome != DELIVERED:
+        return
+    way.counters.event[<int>BYTES] += length
+    if slot >= FIRST_PEER:
         count_peer(&way.peers[slot], block.peers.slots[slot].generation, packets, length, way.now)
 
 

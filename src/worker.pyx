@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 from batch cimport ARENA, BATCH_PACKETS
 from block cimport Block, block_copy, block_new
 from both_ways cimport both_ways
-from counters cimport (BAD_HEADER, BAD_OFFLOAD, BATCHES, DELIVERED, EVENTS as EVENT_COUNT, FRAMES, ICMP_LIMITED,
+from counters cimport (BAD_HEADER, BAD_OFFLOAD, BATCHES, BYTES, DELIVERED, EVENTS as EVENT_COUNT, FRAMES, ICMP_LIMITED,
                        ICMP_NOT_ALLOWED, ICMP_SENT, MESSAGES, NOT_IP, NOT_OURS, NO_ROUTE, OTHER_FAMILY, OUTCOMES as
                        OUTCOME_COUNT, OUTER_FRAGMENTED, OUT_OF_NETWORK, OWN_SOURCE, OWN_SUBNET, PeerCount,
                        RECEIVE_ERRORS, SEND_BUFFER_FULL, SEND_ERROR, SEND_FORBIDDEN, SEND_WAITS, SENT,
@@ -94,6 +94,7 @@ cdef dict _EVENTS = {
     OUTER_FRAGMENTED: ("outer_fragmented", "packets that went out in fragments, being too big but without DF"),
     RECEIVE_ERRORS: ("receive_errors", "errors that the socket reported instead of a datagram"),
     SEND_WAITS: ("send_waits", "waits for room in the socket's buffer"),
+    BYTES: ("bytes", "bytes of the packets that were sent or delivered, without any coat"),
 }
 
 # (name, direction "out" | "in" | "both", meaning) by place in Worker.counters(), and (name, meaning) likewise.

@@ -13,7 +13,7 @@ from flannel_udp._probe import FORWARD
 
 from ..conftest import wait_until
 from . import packets
-from .rig import Rig
+from .rig import Rig, udp_socket
 
 
 def test_names_are_plain_and_told_once() -> None:
@@ -74,3 +74,24 @@ def test_the_law_under_everything_at_once(family: int) -> None:
                 drain(rig.peer)
         assert len(rig.outcomes("in")) >= 5
         assert len(rig.outcomes("out")) >= 5
+
+
+@pytest.mark.parametrize("coat", [b"", bytes(22)], ids=["bare", "coat"])
+def test_bytes_out_are_those_of_packets_that_were_sent(coat: bytes) -> None:
+    sent = [packets.packet(4, 1, 2, bytes(size)) for size in (1, 100, 100, 1000)]
+    with Rig(coat=coat) as rig:
+        for data in (*sent, packets.packet(4, 1, 9), sent[0][:-1]):
+            rig.give(data)
+        rig.wait_for("out", "truncated")
+        wait_until(lambda: rig.events("out")["bytes"] == sum(map(len, sent)), "they are counted, and no others")
+
+
+def test_bytes_in_are_those_of_packets_that_were_delivered_whoever_sent_them() -> None:
+    came = [packets.packet(4, 2, 1, bytes(size)) for size in (1, 100, 1000)]
+    with Rig(source_check="off") as rig, udp_socket("127.0.0.3") as stranger:
+        for data in (*came, packets.packet(4, 2, 9)):
+            rig.send(data)
+        stranger.sendto(came[0], rig.udp.getsockname())
+        rig.wait_for("in", "not_ours")
+        total = sum(map(len, [*came, came[0]]))
+        wait_until(lambda: rig.events("in")["bytes"] == total, "they are counted, and no others")
