@@ -54,7 +54,9 @@ class Stopped(Exception):
 class Inbox(Generic[T]):
     """Events of type T, and stops, answers and questions."""
 
-    def __init__(self) -> None:
+    def __init__(self, reply: Callable[[dict[str, Any]], dict[str, Any] | Exception] | None = None) -> None:
+        """`reply` answers the questions that come while the owner waits in here; without it they wait for take()."""
+        self._reply = reply
         self._queue: SimpleQueue[T | Stop | Answer | Question] = SimpleQueue()
         self._later: list[T | Answer | Question] = []
         self._errands = 0
@@ -87,14 +89,14 @@ class Inbox(Generic[T]):
                     raise event.error
                 result: R = event.result
                 return result
-            self._later.append(event)
+            self._defer(event)
 
     def pause(self, seconds: float) -> None:
         """Wait, unless a stop comes (Stopped)."""
         deadline = time.monotonic() + seconds
         while True:
             try:
-                self._later.append(self._next(deadline))
+                self._defer(self._next(deadline))
             except Empty:
                 return
 
@@ -134,6 +136,13 @@ class Inbox(Generic[T]):
             self._later = batch  # close() looks among them
             raise
         return batch
+
+    def _defer(self, event: T | Answer | Question) -> None:
+        """Keep an event until take(), but for a question that can be answered now."""
+        if isinstance(event, Question) and self._reply:
+            event.reply(self._reply(event.request))
+        else:
+            self._later.append(event)
 
     def _next(self, deadline: float | None) -> T | Answer | Question:
         event = self._queue.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))

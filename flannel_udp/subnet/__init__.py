@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from flannel_udp.errors import Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease, LeaseAttrs
@@ -76,6 +76,23 @@ SubnetEvent: TypeAlias = (
 )
 
 
+@dataclass(frozen=True)
+class ManagerHealth:
+    """How a manager stands with the place that it follows."""
+
+    lag: float
+    """Seconds since that place was last heard; it may be quiet for HEARD_WITHIN of them."""
+    trouble: str
+    """Why it is not heard; empty while it is."""
+    lease_written_at: float | None
+    """Unix time of the last writing of the own lease; None: not by this process."""
+    counters: Mapping[str, int]
+
+
+HEARD_WITHIN = 10.0
+"""Our choice: seconds; how old the last word of a place that is well may be, and how late a clock's step is noticed."""
+
+
 class SubnetManager(Protocol):
     """Gives this node its subnet, keeps it, and tells of peers."""
 
@@ -93,6 +110,9 @@ class SubnetManager(Protocol):
 
     def release(self) -> None:
         """Give the own lease back, so that its subnet is free at once."""
+
+    def health(self) -> ManagerHealth:
+        """How things stand; waits for nothing, so that the owner may ask at any time."""
 
     def close(self) -> None:
         """End all threads within a second; idempotent."""

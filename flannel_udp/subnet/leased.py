@@ -17,6 +17,7 @@ shows only when the other writes, and is told then (Trouble "own-lease-shared").
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import threading
@@ -36,12 +37,21 @@ from flannel_udp.errors import (
     UsageError,
 )
 from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_lease
-from flannel_udp.subnet import ConfigChanged, OwnLeaseRenewed, PeersChanged, PeersReset, SubnetEvent, Trouble
+from flannel_udp.subnet import (
+    HEARD_WITHIN,
+    ConfigChanged,
+    ManagerHealth,
+    OwnLeaseRenewed,
+    PeersChanged,
+    PeersReset,
+    SubnetEvent,
+    Trouble,
+)
 from flannel_udp.subnet.own import OwnLease
 from flannel_udp.subnet.peers import PeerTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from flannel_udp.registry import Change, Registry, Watch
     from flannel_udp.subnet.choose import Subnets
@@ -49,7 +59,6 @@ if TYPE_CHECKING:
 TTL: Final = 86400.0  # specification: flannel's 24 hours
 RENEW_MARGIN: Final = 3600.0  # specification: flannel's default of 60 minutes
 ACQUIRE_TIMEOUT: Final = 30.0  # our choice: seconds of lost races before giving up
-_WAIT_MAX: Final = 60.0  # our choice: seconds; how late a stepped clock is noticed
 _BACKOFF_MIN: Final = 0.1  # specification: flannel's reconnection delays
 _BACKOFF_MAX: Final = 5.0
 _CLOSE_SECONDS: Final = 1.0
@@ -97,7 +106,11 @@ class LeasedSubnetManager:
         self._down_since: float | None = None
         self._told_down: set[str] = set()
         self._delay = _BACKOFF_MIN
-        self.counters = {"renewals": 0, "resyncs": 0, "lost_races": 0, "skipped_keys": 0}
+        self.counters = {"renewals": 0, "resyncs": 0, "lost_races": 0, "skipped_keys": 0, "errors": 0}
+        # What health() tells, by whichever thread called the registry last; this lock is never held over a call.
+        self._noting = threading.Lock()
+        self._heard_at = time.monotonic()
+        self._trouble = ""
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -106,7 +119,8 @@ class LeasedSubnetManager:
 
     def config(self) -> NetworkConfig:
         """See the protocol. acquire() chooses by what this gave last."""
-        stored = self._registry.read_config()
+        with self._noted():
+            stored = self._registry.read_config()
         config = parse_network_config(stored.text)
         with self._lock:
             self._config, self._told_config = config, ConfigChanged(config, "")
@@ -119,7 +133,7 @@ class LeasedSubnetManager:
         tries = 0
         while True:
             try:
-                with self._lock:
+                with self._lock, self._noted():
                     return self._own.acquire(config, attrs)
             except Conflict:
                 tries += 1
@@ -131,7 +145,7 @@ class LeasedSubnetManager:
 
     def update(self, attrs: LeaseAttrs) -> Lease:
         """See the protocol."""
-        with self._lock:
+        with self._lock, self._noted():
             return self._own.update(attrs)
 
     def events(self, post: Callable[[SubnetEvent], None]) -> None:
@@ -146,6 +160,12 @@ class LeasedSubnetManager:
         """See the protocol. A reservation stays; so does a lease that another node has taken."""
         with self._lock:
             self._own.release()
+
+    def health(self) -> ManagerHealth:
+        """See the protocol."""
+        with self._noting:
+            lag = time.monotonic() - self._heard_at
+            return ManagerHealth(lag, self._trouble, self._own.written_at, dict(self.counters))
 
     def close(self) -> None:
         """See the protocol."""
@@ -179,13 +199,16 @@ class LeasedSubnetManager:
         """Follow the registry from where it was left, until the watch fails or a new snapshot is wanted."""
         if self._stale or self._down_since is not None:
             self._resync()
+            self._note_heard()
             self._tell_up()
         watch = self._registry.watch(self._revision)
         self._watch = watch
         try:
             while not self._stale and not self._stop.is_set():
                 self._renew()
-                changes = watch.wait(min(_WAIT_MAX, max(0.0, self._own.renew_at - self._clock()), self._grace_left()))
+                until_renewal = max(0.0, self._own.renew_at - self._clock())
+                changes = watch.wait(min(HEARD_WITHIN, until_renewal, self._grace_left()))
+                self._note_heard()
                 self._delay = _BACKOFF_MIN
                 if changes:
                     self._apply(changes)
@@ -299,6 +322,7 @@ class LeasedSubnetManager:
     def _tell_down(self, error: RegistryError) -> None:
         if self._stop.is_set():
             return
+        self._note_failure(error)
         if self._down_since is None:
             self._down_since = time.monotonic()
         if str(error) not in self._told_down:
@@ -311,6 +335,28 @@ class LeasedSubnetManager:
             self._down_since = None
             self._told_down.clear()
             self._post(Trouble("registry-recovered", f"the registry answers again, after {seconds:.1f} s"))
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note of the calls in the block, which are no business of the thread, whether the registry answered."""
+        try:
+            yield
+        except (Conflict, NoConfig):
+            self._note_heard()  # they are answers
+            raise
+        except RegistryError as error:
+            self._note_failure(error)
+            raise
+        self._note_heard()
+
+    def _note_heard(self) -> None:
+        with self._noting:
+            self._heard_at, self._trouble = time.monotonic(), ""
+
+    def _note_failure(self, error: RegistryError) -> None:
+        with self._noting:
+            self.counters["errors"] += 1
+            self._trouble = str(error)
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):

@@ -48,6 +48,7 @@ class OwnLease:
         self.lease: Lease | None = None
         self.key = ""
         self.renew_at = math.inf
+        self.written_at: float | None = None
 
     def acquire(self, config: NetworkConfig, attrs: LeaseAttrs) -> Lease:
         """Take the lease of this node's address, or a new one; Conflict where another node was faster."""
@@ -174,6 +175,7 @@ class OwnLease:
         """Remember what this node wrote."""
         subnet, ipv6_subnet = parse_subnet_key(entry.key)
         self.key = entry.key
+        self.written_at = self._clock()
         return self._keep(Lease(subnet, ipv6_subnet, attrs, entry.expiry, entry.revision))
 
     def _keep(self, lease: Lease) -> Lease:

@@ -14,11 +14,12 @@ from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus
 from flannel_udp.lease import Lease, LeaseAttrs
 from flannel_udp.link import Address, Interface, Link, LinkAddress, LinkEvent, Network, Route
 from flannel_udp.offload import Granted, Refusal
-from flannel_udp.subnet import PeersReset, SubnetEvent
+from flannel_udp.subnet import ManagerHealth, PeersReset, SubnetEvent
 from flannel_udp.tun import Tun, TunLinks
 from flannel_udp.underlay import UnderlaySockets
 
 CONFIG = parse_network_config('{"Network": "10.5.0.0/16"}')
+COUNTERS = ("renewals", "resyncs", "lost_races", "skipped_keys", "errors")
 OWN_ADDRESS = IPv4Address("192.0.2.1")
 
 
@@ -43,6 +44,8 @@ class FakeManager:
     peers: tuple[Lease, ...] = ()
     deeds: list[str] = field(default_factory=list)
     post: Callable[[SubnetEvent], None] = print
+    lag: float = 0.0
+    trouble: str = ""
 
     def config(self) -> NetworkConfig:
         self.deeds.append("config")
@@ -64,6 +67,9 @@ class FakeManager:
 
     def release(self) -> None:
         raise AssertionError("the lease must stay for the next start")
+
+    def health(self) -> ManagerHealth:
+        return ManagerHealth(self.lag, self.trouble, None, dict.fromkeys(COUNTERS, 0))
 
     def close(self) -> None:
         self.deeds.append("close")

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -94,3 +96,26 @@ def test_questions_are_answered_or_refused() -> None:
     assert told == [{"all": "well"}, "the daemon is stopping"]
     with pytest.raises(ControlError, match=r"did not find time to answer within 0.01 s"):
         inbox.ask({}, 0.01)
+
+
+def test_questions_are_answered_while_the_owner_waits_and_in_their_turn_otherwise() -> None:
+    inbox: Inbox[str] = Inbox(lambda request: {"asked": request["command"]})
+    gate = threading.Event()
+    told: list[object] = []
+
+    def ask() -> None:
+        told.append(inbox.ask({"command": "health"}, DEADLINE))
+        gate.set()
+
+    inbox.post("before")
+    threading.Thread(target=ask).start()
+    assert inbox.wait(gate.wait, DEADLINE)  # an errand that ends when the question is answered
+    assert told == [{"asked": "health"}]
+    assert inbox.take(soon()) == ["before"]
+    replies: SimpleQueue[dict[str, Any] | Exception] = SimpleQueue()
+    inbox.post(Question({"command": "status"}, replies))  # type: ignore[arg-type]
+    inbox.pause(0.0)
+    assert replies.get_nowait() == {"asked": "status"}
+    inbox.post(Question({"command": "status"}, replies))  # type: ignore[arg-type]
+    assert [type(event) for event in inbox.take(soon())] == [Question]
+    assert replies.empty()
