@@ -14,10 +14,11 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from flannel_udp import control, logs
+from flannel_udp import control, logs, notify
 from flannel_udp.backend import backend_of
 from flannel_udp.backend.path import DataPath, LoopEnded
 from flannel_udp.backend.peers import PeerRoutes
+from flannel_udp.condition import Condition
 from flannel_udp.errors import ConfigError, ControlError, Fault, FlannelUdpError, NoConfig, RegistryUnavailable
 from flannel_udp.inbox import Answer, Inbox, Question, Stop, Stopped
 from flannel_udp.instance import sole_instance
@@ -68,7 +69,7 @@ class Daemon:
     def __init__(self, options: NodeOptions, manager: SubnetManager) -> None:
         self._options = options
         self._manager = manager
-        self._inbox: Inbox[_Event] = Inbox()
+        self._inbox: Inbox[_Event] = Inbox(self._reply)
         self._stack = ExitStack()
         self._acquiring: int | None = None
         self._acquire_at: float | None = None
@@ -77,6 +78,8 @@ class Daemon:
         self._peers_known = False
         self._assure_at = 0.0
         self._problems = Problems()
+        self._condition = Condition(manager, self._problems)
+        self._supervisor = notify.Supervisor()
         self._config: NetworkConfig
         self._links: Links
         self._external: ExternalInterface
@@ -95,6 +98,7 @@ class Daemon:
                 _log.error("cannot start", reason=error)
                 return 1
             self._work()
+            self._supervisor.stopping()
             _log.info("stopping")
         _log.info("stopped")
         return 0
@@ -108,6 +112,7 @@ class Daemon:
     def _start(self) -> None:
         self._stack.callback(self._manager.close)
         self._stack.enter_context(sole_instance(self._options))
+        self._open_probes()
         self._config = self._fetch_config()
         make_backend = backend_of(self._config)
         self._links = self._stack.enter_context(Links())
@@ -119,6 +124,7 @@ class Daemon:
         backend = make_backend(self._config, self._external, self._options)
         self._path = DataPath(backend, self._links, self._inbox.post)
         self._peers = PeerRoutes(backend, self._path.forwarder)
+        self._condition.opened(self._path, self._peers)
         self._stack.callback(self._path.close)
         self._path.prepare()
         lease = self._insist("a lease", (RegistryUnavailable,), self._manager.acquire, backend.attrs())
@@ -131,6 +137,14 @@ class Daemon:
         self._write_subnet_env()
         self._serve()
         self._tell_ready()
+
+    def _open_probes(self) -> None:
+        """Serve what probes and Prometheus ask for, from before the first thing that may have to be waited for."""
+        if not self._options.healthz_port:
+            return
+        from flannel_udp import probes  # only now: what it imports costs memory, and time at the start
+
+        self._stack.callback(probes.open_probes(self._options, self._ask).close)
 
     def _fetch_config(self) -> NetworkConfig:
         """The network configuration, waited for as long as it takes."""
@@ -151,6 +165,8 @@ class Daemon:
                 if str(error) != told:
                     told = str(error)
                     _log.warning(f"waiting for {what}", reason=error)
+                    self._condition.awaited = f"waiting for {what}: {error}"
+                    self._supervisor.status(self._condition.line())
                 self._inbox.pause(START_RETRY)
 
     def _await_peers(self) -> None:
@@ -169,6 +185,9 @@ class Daemon:
         self._stack.callback(self._inbox.close)
 
     def _tell_ready(self) -> None:
+        self._condition.awaited = ""
+        self._supervisor.status(self._condition.line())
+        self._supervisor.ready()
         tun, lease = self._path.tun, self._path.lease
         _log.info("ready", subnet=lease and lease.subnet, device=tun and tun.name, mtu=self._path.backend.mtu,
                   peers=len(self._path.forwarder.peers()), subnet_file=self._options.subnet_file)
@@ -208,6 +227,7 @@ class Daemon:
             case LoopEnded():
                 self._path.loop_ended(event)
             case OwnLeaseLost(reason=reason):
+                self._condition.lease_lost = reason
                 _log.warning("lease lost; packets pass as before while it is taken again", reason=reason)
                 self._acquire()
             case Answer() if event.errand == self._acquiring:
@@ -278,6 +298,7 @@ class Daemon:
 
     def _hold(self, lease: Lease) -> None:
         """Use this lease from now on, the same as before or another."""
+        self._condition.lease_lost = ""
         before = self._path.lease
         if before and before.key == lease.key:
             self._path.lease = lease
@@ -291,8 +312,10 @@ class Daemon:
 
     def _config_changed(self, event: ConfigChanged) -> None:
         if event.config == self._config:
+            self._condition.config = "current"
             self._problems.note("config", "")
             return
+        self._condition.config = "changed" if event.config else "invalid"
         what = event.problem or "the network configuration changed"
         self._problems.note("config", f"{what}; this node keeps the old one until it is restarted")
 
@@ -317,6 +340,8 @@ class Daemon:
             self._write_subnet_env()
         if self._acquire_at and time.monotonic() >= self._acquire_at:
             self._acquire()
+        self._supervisor.status(self._condition.line())
+        self._supervisor.feed()
 
     def _write_subnet_env(self) -> None:
         """Tell the CNI plugin; and the next start, whose subnet file may be gone with a reboot."""
@@ -335,16 +360,21 @@ class Daemon:
     # -- questions over the control socket ----------------------------------------------------------------------------
 
     def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
-        """In the control socket's thread."""
+        """In the thread of the control socket or of a health server's client."""
         return self._inbox.ask(request, PATIENCE)
 
     def _reply(self, request: dict[str, Any]) -> dict[str, Any] | Exception:
-        if request.get("command") != "status":
-            return ControlError(f"this daemon knows no command {request.get('command')!r}, only status")
+        answers = {"health": self._condition.health, "metrics": self._condition.figures, "status": self._status}
+        answer = answers.get(str(request.get("command")))
+        if answer is None:
+            return ControlError(f"this daemon knows no command {request.get('command')!r}, only {', '.join(answers)}")
         try:
-            return status(self._started_at, self._external, self._path, self._peers, self._problems)
+            return answer()
         except Exception as error:  # whatever it is, the control socket tells the asker and the log; packets go on
             return error
+
+    def _status(self) -> dict[str, Any]:
+        return status(self._started_at, self._external, self._path, self._peers, self._problems)
 
 
 def run(options: NodeOptions) -> int:

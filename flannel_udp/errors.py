@@ -14,6 +14,7 @@ FlannelUdpError                 every error that is somebody's to mend; str() is
 ├── TunError                    the TUN device cannot be opened or configured
 ├── NetlinkError                the kernel refused a link, an address or a route
 ├── ControlError                the control socket: no daemon there, or an answer that makes no sense
+├── HealthError                 the health server cannot listen
 ├── InstanceError               another instance holds the same state or run directory
 └── LabError                    the lab cannot be built, found or entered
 
@@ -85,6 +86,10 @@ class NetlinkError(FlannelUdpError):
 
 class ControlError(FlannelUdpError):
     """The control socket did not give a usable answer."""
+
+
+class HealthError(FlannelUdpError):
+    """The health server cannot listen."""
 
 
 class InstanceError(FlannelUdpError):

@@ -22,6 +22,7 @@ DEFAULT_STATE_DIR = Path("/var/lib/flannel-udp")
 DEFAULT_SUBNET_FILE = Path("/run/flannel/subnet.env")
 DEFAULT_LEASE_TTL = 86400.0
 DEFAULT_RENEW_MARGIN = 3600.0
+EVERYWHERE = IPv4Address(0)
 
 
 def default_threads() -> int:
@@ -54,6 +55,9 @@ class NodeOptions:
     no_tun_offload: bool = False
     no_udp_segment: bool = False
     no_udp_gro: bool = False
+    healthz_ip: IPv4Address | IPv6Address = EVERYWHERE
+    healthz_port: int = 0
+    """0: no health server."""
 
 
 def _something(text: str) -> str:
@@ -148,6 +152,18 @@ def _address_text(text: str) -> str:
     return str(_address(text))
 
 
+def _listening_address(text: str) -> IPv4Address | IPv6Address:
+    """The address to listen at; empty is all of them, as in Go."""
+    try:
+        return ip_address(text or 0)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+
+
+def _port(text: str) -> int:
+    return _number(text, 0, 65535, "a port")
+
+
 def _regex(text: str) -> str:
     try:
         re.compile(text)
@@ -216,6 +232,9 @@ FLAGS = (
     Flag("no-tun-offload", "no_tun_offload", _boolean, "one bare packet per read and write of the TUN"),
     Flag("no-udp-segment", "no_udp_segment", _boolean, "one datagram per message that is sent"),
     Flag("no-udp-gro", "no_udp_gro", _boolean, "one datagram per message that is received"),
+    Flag("healthz-ip", "healthz_ip", _listening_address,
+         "where /healthz, /readyz and /metrics are served (default 0.0.0.0: everywhere, by IPv6 too)", "IP"),
+    Flag("healthz-port", "healthz_port", _port, "the port for it; 0, the default, is none", "PORT"),
     Flag("v", "verbosity", _verbosity, "how much to log: 1 adds details, 2 lifts the rate limit too (default 0)", "N"),
     Flag("version", "", _boolean, "print the version and end"),
     Flag("help", "", _boolean, "print this and end"),
@@ -241,8 +260,6 @@ UNBUILT = (
     *_unbuilt("firewall rules are", "ip-masq-fully-random-disable", "iptables-forward-rules", value=""),
     *_unbuilt("firewall rules are", "iptables-resync"),
     *_unbuilt("the blackhole route is", "ip-blackhole-route", value=""),
-    *_unbuilt("the health server is", "healthz-ip"),
-    *_unbuilt("the health server is", "healthz-port", off="0"),
     *_unbuilt("logging by source file is", "vmodule", "log_backtrace_at"),
 )
 

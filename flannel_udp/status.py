@@ -44,6 +44,10 @@ class Problems:
         """The problem that `what` has, if any."""
         return self._lines.get(what)
 
+    def items(self) -> list[tuple[str, str]]:
+        """All problems, by what is in trouble."""
+        return list(self._lines.items())
+
     def lines(self) -> list[str]:
         """All problems."""
         return list(self._lines.values())

@@ -17,9 +17,10 @@ CYTHON = ROOT / "src"
 
 # A module of the package, or a folder of modules, and what of ours it may import. A folder may always import itself.
 VALUES = {"errors", "foreign_json", "lease", "config", "options", "logs", "link", "offload"}
-DOORS = {"registry", "netlink", "tun", "underlay", "subnet_env", "control", "instance"}  # they touch the outside world
+DOORS = {"registry", "netlink", "tun", "underlay", "subnet_env", "control", "instance",
+         "health", "notify"}  # they touch the outside world
 DECISIONS = {"subnet", "backend", "forwarder"}
-OWNER = {"daemon", "inbox", "status"}  # the owner thread, its queue, its account of itself
+OWNER = {"daemon", "inbox", "status", "condition", "probes", "metrics"}  # the owner thread, its queue, what it tells
 WORDS = {"headers", "dissect", "render"}  # they explain and show; bytes and values in, text out
 FLOORS = {
     **dict.fromkeys(VALUES, VALUES),
@@ -111,6 +112,7 @@ def test_who_speaks_to_whose_library(file: Path) -> None:
     libraries = {name.partition(".")[0] for name in imports(file)}
     assert "pyroute2" not in libraries or part(file) == "netlink"
     assert "pytun" not in libraries or part(file) == "tun"
+    assert "prometheus_client" not in libraries or part(file) == "metrics"
     assert not libraries & {"scapy", "numpy", "pytest"}
 
 

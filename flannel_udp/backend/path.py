@@ -65,6 +65,8 @@ class DataPath:
         self.addresses: frozenset[Address] = frozenset()
         """This host's, as they were when tell_own() read them last."""
         self.retry_at: float | None = None
+        self.breaks = 0
+        """How often it broke since the start; tries to mend it that failed count too."""
         self._links = links
         self._post = post
         self._sockets: UnderlaySockets | None = None
@@ -152,6 +154,7 @@ class DataPath:
     def broke(self, reason: str) -> None:
         """Close what is left, to be opened anew by mend()."""
         self.close()
+        self.breaks += 1
         now = time.monotonic()
         if self.retry_at is None and now - self._opened_at > HELD:  # a retry that fails was never open
             self._delay = DELAY_MIN

@@ -38,6 +38,10 @@ class PeerRoutes:
         self.skipped: dict[str, str] = {}
         """By the lease's key: why its packets have nowhere to go."""
 
+    def count(self) -> int:
+        """How many are routed to."""
+        return len(self._routed)
+
     def reset(self, leases: Iterable[Lease]) -> None:
         """These are all peers that there are; those that stay are not interrupted."""
         fresh = {lease.key: lease for lease in leases}

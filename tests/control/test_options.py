@@ -45,7 +45,7 @@ def test_every_flag_reaches_its_field() -> None:
         "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
         "-subnet-lease-renew-margin=5", "-ip-masq=false", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
         "--run-dir=/tmp/r", "--threads=2", f"--cpus={CPU}", "--busy-poll=50", "--no-tun-offload", "--no-udp-segment=t",
-        "--no-udp-gro=true",
+        "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270",
     )
     assert got == NodeOptions(
         registry="sqlite:///x.db", iface=("eth0", "192.0.2.1"), iface_regex=("eth.*", "^10\\."),
@@ -53,6 +53,7 @@ def test_every_flag_reaches_its_field() -> None:
         subnet_file=Path("/tmp/subnet.env"), renew_margin=300.0, lease_ttl=900.0, source_check="strict",
         state_dir=Path("/tmp/s"), run_dir=Path("/tmp/r"), verbosity=3,
         threads=2, cpus=(CPU,), busy_poll=50, no_tun_offload=True, no_udp_segment=True, no_udp_gro=True,
+        healthz_ip=IPv6Address("::1"), healthz_port=10270,
     )
 
 
@@ -123,7 +124,9 @@ def test_variables_that_name_no_flag_are_left_alone() -> None:
     ("--cpus=1-0", "names no CPU"),
     ("--cpus=99998", "CPU 99998 is none that this process may use, which are "),
     ("--no-udp-gro=2", "true or false"),
-    ("--healthz-port=8080", "the health server is not built yet"),
+    ("--healthz-port=65536", "'65536' is not a port from 0 to 65535"),
+    ("--healthz-port=http", "is not a port"),
+    ("--healthz-ip=localhost", "not an IP address"),
 ])
 def test_a_bad_value_is_refused_by_the_flags_name(word: str, told: str) -> None:
     text = refusal(word)

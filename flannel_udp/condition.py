@@ -1,0 +1,107 @@
+"""Whether this node does its work and, if not, what is missing; and the figures of its work, as values.
+
+For probes, systemd and /metrics (probes.py). The owner thread alone asks; nothing in here waits for anybody, or costs
+more with more peers.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from flannel_udp.status import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flannel_udp.backend.path import DataPath
+    from flannel_udp.backend.peers import PeerRoutes
+    from flannel_udp.lease import Lease
+    from flannel_udp.status import Problems
+    from flannel_udp.subnet import SubnetManager
+
+# Our choice: seconds without a word from the registry before this node no longer counts as ready. Longer than a restart
+# of etcd or the election of a leader; meanwhile standing routes serve.
+REGISTRY_GRACE = 60.0
+
+
+class Condition:
+    """What the owner thread notes of itself, beside what is asked of manager, data path and problems."""
+
+    def __init__(self, manager: SubnetManager, problems: Problems) -> None:
+        self._manager = manager
+        self._problems = problems
+        self._carried_by: tuple[DataPath, PeerRoutes] | None = None
+        self.awaited = "starting"
+        """What the start still waits for; empty once it is over."""
+        self.lease_lost = ""
+        """Why this node's lease is no longer its own; empty while it is."""
+        self.config = "current"
+        """The network configuration in use is that of the registry; or there it is "changed", or "invalid"."""
+
+    def opened(self, path: DataPath, peers: PeerRoutes) -> None:
+        """Tell of the data path, which the start makes late."""
+        self._carried_by = path, peers
+
+    def missing(self) -> list[str]:
+        """What is missing for this node to be ready, a line each."""
+        return [self.awaited] if self.awaited or not self._carried_by else list(self._missing(self._carried_by[0]))
+
+    def line(self) -> str:
+        """The whole in one line."""
+        if missing := self.missing():
+            return "; ".join(missing)
+        assert self._carried_by
+        path, peers = self._carried_by
+        assert path.lease
+        assert path.tun
+        return f"subnet {path.lease.subnet}, device {path.tun.name}, {peers.count()} peers"
+
+    def health(self) -> dict[str, Any]:
+        """For /readyz."""
+        return {"missing": self.missing()}
+
+    def figures(self) -> dict[str, Any]:
+        """For /metrics; without a data path (at the start) what there is."""
+        registry = self._manager.health()
+        told = {
+            "version": VERSION,
+            "ready": not self.missing(),
+            "config": self.config,
+            "registry": {"up": not registry.trouble, "lag": registry.lag, **registry.counters},
+            "problems": [what for what, _ in self._problems.items()],
+        }
+        path, peers = self._carried_by or (None, None)
+        if path is None or peers is None or path.lease is None:
+            return told
+        return {
+            **told,
+            "lease": _lease(path.lease, registry.lease_written_at),
+            "path": {"up": path.tun is not None, "breaks": path.breaks},
+            "offloads": path.offloads(),
+            "peers": peers.count(),
+            "skipped_peers": len(peers.skipped),
+            **path.forwarder.status(),
+        }
+
+    def _missing(self, path: DataPath) -> Iterator[str]:
+        if self.lease_lost:
+            yield f"lease: {self.lease_lost}"
+        elif path.lease and path.lease.expiry is not None and path.lease.expiry <= time.time():
+            yield f"lease: {path.lease.key} has expired"
+        registry = self._manager.health()
+        if registry.trouble and registry.lag > REGISTRY_GRACE:
+            yield f"registry: not heard for {registry.lag:.0f} s: {registry.trouble}"
+        if path.tun is None:
+            yield f"data path: no packets pass: {path.trouble}"
+        # A changed configuration is no fault of this node's: it goes on with the old one, which works.
+        yield from (f"{what}: {line}" for what, line in self._problems.items() if what != "config")
+
+
+def _lease(lease: Lease, written_at: float | None) -> dict[str, Any]:
+    return {
+        "subnet": str(lease.subnet or ""),
+        "ipv6_subnet": str(lease.ipv6_subnet or ""),
+        "expiry": lease.expiry,
+        "age": None if written_at is None else max(0.0, time.time() - written_at),
+    }

@@ -1,0 +1,130 @@
+"""/metrics: the figures of condition.py in the format of Prometheus, written by its client library.
+
+Names by Prometheus' conventions: base units, counters end in _total. docs/operations.md has the table of all, and a
+test compares the two. What the data plane counts is exposed by what it tells, so that a counter that it gains later
+is there at once.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from prometheus_client.core import Metric
+
+PREFIX = "flannel_udp_"
+HANDED_OVER = {"out": "sent", "in": "delivered"}
+OFFLOAD_STATES = ("granted", "refused", "given up", "off")
+CONFIG_STATES = ("changed", "invalid")
+_PROCESS = ProcessCollector(registry=None)  # process_cpu_seconds_total and its like, as every client has them
+
+
+def exposition(figures: Mapping[str, Any], accept: str) -> tuple[str, str]:
+    """The figures as text, and which kind of text, of those that the Accept header knows."""
+    encode, kind = choose_encoder(accept)
+    return encode(_Scrape(figures)).decode(), kind
+
+
+class _Scrape:
+    """One set of figures, as the library wants to be given it."""
+
+    def __init__(self, figures: Mapping[str, Any]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        yield from _node(self._figures)
+        yield from _registry(self._figures["registry"])
+        if "lease" in self._figures:
+            yield from _lease(self._figures["lease"])
+            yield from _path(self._figures)
+            yield from _packets(self._figures["counters"])
+            yield from _events(self._figures["counters"])
+        yield from _PROCESS.collect()
+
+
+def _node(figures: Mapping[str, Any]) -> Iterator[Metric]:
+    yield InfoMetricFamily(PREFIX + "build", "the program that runs",
+                           value={"version": figures["version"], "python": platform.python_version()})
+    yield _gauge("ready", "1 while this node is ready, as /readyz says", figures["ready"])
+    for state, meaning in zip(CONFIG_STATES, (
+            "1 while the registry has another network configuration than the one in use",
+            "1 while the registry has no valid network configuration"), strict=True):
+        yield _gauge(f"config_{state}", meaning, figures["config"] == state)
+    yield _labelled(GaugeMetricFamily, "problem", "1 for each thing that is in trouble; status has the line", ("what",),
+                    (((what,), 1) for what in figures["problems"]))
+
+
+def _registry(registry: Mapping[str, Any]) -> Iterator[Metric]:
+    yield _gauge("registry_up", "1 while the registry answers", registry["up"])
+    yield _gauge("watch_lag_seconds", "time since the registry was last heard; up to 10 while all is well",
+                 registry["lag"])
+    for name, key, meaning in (
+            ("registry_errors", "errors", "calls of the registry that failed"),
+            ("registry_resyncs", "resyncs", "times that everything was compared with a snapshot of the registry"),
+            ("registry_skipped_keys", "skipped_keys", "keys in the registry that made no sense"),
+            ("lease_renewals", "renewals", "renewals of this node's lease"),
+            ("lease_lost_races", "lost_races", "times that another node took a subnet first")):
+        yield CounterMetricFamily(PREFIX + name, meaning, registry[key])
+
+
+def _lease(lease: Mapping[str, Any]) -> Iterator[Metric]:
+    yield InfoMetricFamily(PREFIX + "lease", "the lease of this node",
+                           value={"subnet": lease["subnet"], "ipv6_subnet": lease["ipv6_subnet"]})
+    yield _gauge("lease_expiry_timestamp_seconds", "Unix time when the lease ends unless renewed; +Inf: a reservation",
+                 math.inf if lease["expiry"] is None else lease["expiry"])
+    if lease["age"] is not None:
+        yield _gauge("lease_age_seconds", "time since the lease was last written", lease["age"])
+
+
+def _path(figures: Mapping[str, Any]) -> Iterator[Metric]:
+    yield _gauge("data_path_up", "1 while packets pass", figures["path"]["up"])
+    yield CounterMetricFamily(PREFIX + "data_path_breaks", "times that the data path broke, or could not be mended",
+                              figures["path"]["breaks"])
+    yield _labelled(GaugeMetricFamily, "offload", "1 for the state that an offload is in", ("offload", "state"),
+                    (((one["offload"], state.replace(" ", "_")), one["state"] == state)
+                     for one in figures["offloads"] for state in OFFLOAD_STATES))
+    yield _gauge("peers", "nodes that packets are routed to", figures["peers"])
+    yield _gauge("skipped_peers", "nodes whose lease cannot be routed to; status says why", figures["skipped_peers"])
+    for key, meaning in (("routes", "routes in the FIB, this node's own included"), ("cells", "cells of the FIB"),
+                         ("bytes", "memory of the FIB and of the peers beside it")):
+        yield _gauge(f"fib_{key}", meaning, figures["fib"].get(key, 0))
+
+
+def _packets(counters: Mapping[str, Any]) -> Iterator[Metric]:
+    """Each outcome once: what was handed over, and of the rest why it was dropped."""
+    yield _labelled(CounterMetricFamily, "packets", "packets that were sent to a node, or delivered from one",
+                    ("direction",), (((way,), told["outcomes"][HANDED_OVER[way]]["count"])
+                                     for way, told in counters.items()))
+    yield _labelled(CounterMetricFamily, "dropped_packets", "packets that were dropped, by reason",
+                    ("direction", "reason"), (((way, reason), outcome["count"]) for way, told in counters.items()
+                                              for reason, outcome in told["outcomes"].items()
+                                              if reason != HANDED_OVER[way]))
+
+
+def _events(counters: Mapping[str, Any]) -> Iterator[Metric]:
+    """What happened besides; `bytes`, `messages` and `frames` set against `packets` tell how well these are bundled."""
+    meanings = {name: event["meaning"] for told in counters.values() for name, event in told["events"].items()}
+    for name, meaning in meanings.items():
+        yield _labelled(CounterMetricFamily, name, meaning, ("direction",),
+                        (((way,), told["events"][name]["count"]) for way, told in counters.items()))
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, meaning, float(value))
+
+
+def _labelled(kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, meaning: str, labels: tuple[str, ...],
+              samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    family = kind(PREFIX + name, meaning, labels=labels)
+    for values, value in samples:
+        family.add_metric(values, float(value))
+    return family
