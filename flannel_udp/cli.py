@@ -64,7 +64,7 @@ def _dispatch(words: list[str]) -> int:
         place = f"{arguments.node} --pod" if arguments.pod else arguments.node
         raise UsageError(f"put -- before the command: lab exec {place} -- {shlex.join(surplus + command)}")
     if surplus:
-        parser.error(f"unrecognized arguments: {' '.join(surplus)}")
+        arguments.parser.error(f"unrecognized arguments: {' '.join(surplus)}")
     if command and arguments.command is not lab_exec:
         raise UsageError(f"unexpected words after --: {' '.join(command)}")
     arguments.words = command
@@ -299,7 +299,7 @@ def _version() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROGRAM, description="flannel's node agent as a userspace forwarder.",
                                      allow_abbrev=False)
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    _add_version(parser, "print the version and end")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("run", help="the node's daemon (flags: run --help)", add_help=False)
     _add_registry_commands(commands)
@@ -347,13 +347,19 @@ def _add_registry(parser: argparse.ArgumentParser) -> None:
 
 def _group(commands: Commands, name: str, text: str) -> Commands:
     group = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    _add_version(group)
     return group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
 def _add(commands: Commands, name: str, command: Command, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, parser=parser)
+    _add_version(parser)
     return parser
+
+
+def _add_version(parser: argparse.ArgumentParser, text: str = argparse.SUPPRESS) -> None:
+    parser.add_argument("--version", action=_Version, nargs=0, help=text)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,30 @@ def test_run_tells_wrong_flags_in_one_line_and_points_at_the_help(told: Told) ->
     assert told("run", "--help")[1].startswith("usage: flannel-udp run")
 
 
+COMMANDS = [[], ["status"], ["leases"], ["config"], ["config", "get"], ["config", "set"], ["config", "check"], ["lab"],
+            ["lab", "up"], ["lab", "exec"], ["lab", "status"], ["lab", "packet"], ["lab", "down"], ["lab", "demo"]]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_tells_the_version(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--version"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "")
+    assert out.startswith("flannel-udp ")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_ends_with_two_and_its_own_usage_on_a_bad_flag(
+        words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, *{"config set": ["{}"], "config check": ["{}"], "lab packet": ["1", "2"]}.get(
+            " ".join(words), []), "--nonsense"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, "")
+    assert err.startswith(f"usage: {' '.join(['flannel-udp', *words])} ")
+
+
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["config"], ["config", "nonsense"], ["lab", "up", "--nodes", "x"],
                                    ["--vers"], ["lab", "down", "lab"]])
 def test_words_that_make_no_command_end_with_two(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
