@@ -241,26 +241,36 @@ FLAGS = (
 )
 
 
-def _unbuilt(part: str, *names: str, value: str = "TEXT", off: str = "") -> Iterator[Flag]:
-    """Flags of flanneld whose part does not exist here yet; a value that leaves the part off is obeyed."""
+def _refused(reason: str, *names: str, value: str = "TEXT", off: str = "") -> Iterator[Flag]:
+    """Flags of flanneld that cannot be obeyed here; a value that asks for nothing is."""
     def refuse(text: str) -> str:
         if text != off if value else _boolean(text):
-            raise ValueError(f"{part} not built yet (see README, Not yet)")
+            raise ValueError(reason)
         return text
 
     return (Flag(name, "", refuse, "", value) for name in names)
 
 
+def _unbuilt(part: str, *names: str, value: str = "TEXT", off: str = "") -> Iterator[Flag]:
+    """Flags of flanneld whose part does not exist here yet; a value that leaves the part off is obeyed."""
+    return _refused(f"{part} not built yet (see README, Not yet)", *names, value=value, off=off)
+
+
 UNBUILT = (
     *_unbuilt("the etcd registry is", *(f"etcd-{name}" for name in (
         "endpoints", "prefix", "keyfile", "certfile", "cafile", "username", "password"))),
-    *_unbuilt("the Kubernetes subnet manager is", "kube-subnet-mgr", "set-node-network-unavailable", value=""),
-    *_unbuilt("the Kubernetes subnet manager is",
-              "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path"),
+    *_unbuilt("the Kubernetes subnet manager is", "kube-subnet-mgr", value=""),
+    # As with flanneld, these count with --kube-subnet-mgr only.
+    *(Flag(name, "", str, "", "TEXT") for name in (
+        "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path")),
+    Flag("set-node-network-unavailable", "", _boolean, ""),
     *_unbuilt("firewall rules are", "ip-masq-fully-random-disable", "iptables-forward-rules", value=""),
     *_unbuilt("firewall rules are", "iptables-resync"),
     *_unbuilt("the blackhole route is", "ip-blackhole-route", value=""),
-    *_unbuilt("logging by source file is", "vmodule", "log_backtrace_at"),
+    *_refused("it names source files of flanneld's, which are not here: leave it out, --v says how much is logged",
+              "vmodule"),
+    *_refused("it names source files of flanneld's, which are not here: leave it out, --v says how much is logged",
+              "log_backtrace_at", off=":0"),
 )
 
 _BY_NAME = {flag.name: flag for flag in (*FLAGS, *UNBUILT)} | {"h": FLAGS[-1]}
