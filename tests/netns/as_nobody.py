@@ -1,4 +1,6 @@
-"""Run a command as uid 65534 where an ordinary user finds what distributions give: python as_nobody.py COMMAND ...
+"""Run a command as uid 65534 where an ordinary user finds what distributions give.
+
+    python as_nobody.py [--net-admin] COMMAND ...        --net-admin: with CAP_NET_ADMIN, and no way to any other
 
 /dev/net/tun may be for root alone on this machine, and the interpreter below a home directory that others may not pass.
 In a mount namespace of its own this puts an accessible TUN device and ways to the interpreter, then drops to uid 65534.
@@ -14,6 +16,8 @@ import flannel_udp
 from flannel_udp.lab import namespace
 
 NOBODY = 65534
+ONE_CAPABILITY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs",
+                  *(f"--{kind}=-all,+net_admin" for kind in ("bounding-set", "inh-caps", "ambient-caps")), "--"]
 TUN_DEVICE = os.makedev(10, 200)  # Documentation/admin-guide/devices.txt
 
 
@@ -26,6 +30,9 @@ def main(command: list[str]) -> None:
     package = Path(flannel_udp.__file__).parents[1]
     open_ways({Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), package.resolve()})
     os.umask(0o022)
+    if command[0] == "--net-admin":
+        command = [*ONE_CAPABILITY, *command[1:]]
+        os.execvp(command[0], command)  # noqa: S606
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
