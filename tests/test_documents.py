@@ -33,8 +33,10 @@ from flannel_udp.errors import FlannelUdpError
 from .conftest import require_commands, require_tun
 
 ROOT = Path(__file__).parent.parent
-README, TUTORIAL, PLAN = (ROOT / name for name in ("README.md", "docs/tutorial.md", "src/README.md"))
-DOCUMENTS = pytest.mark.parametrize("document", [README, TUTORIAL, PLAN], ids=lambda path: str(path.relative_to(ROOT)))
+README, TUTORIAL, PLAN, GUIDE = (
+    ROOT / name for name in ("README.md", "docs/tutorial.md", "src/README.md", "docs/operations.md"))
+DOCUMENTS = pytest.mark.parametrize(
+    "document", [README, TUTORIAL, PLAN, GUIDE], ids=lambda path: str(path.relative_to(ROOT)))
 STAGE = ("make", "git ", ". .venv/bin/activate", "flannel-udp lab demo")  # the demo has a test of its own
 LOSS = "100% packet loss"
 DEADLINE = 100.0
@@ -248,5 +250,5 @@ def test_the_drop_table_is_the_codes() -> None:
 def test_the_readme_says_what_is_not_there_yet() -> None:
     """The section that a refused flag of `run` sends its user to."""
     (section,) = re.findall(r"^## Not yet$(.*?)^## ", README.read_text(), re.MULTILINE | re.DOTALL)
-    for missing in ("etcd", "Kubernetes", "masquerade", "firewall", "blackhole", "health", "vxlan", "CNI", "IPv6"):
+    for missing in ("etcd", "Kubernetes", "masquerade", "firewall", "blackhole", "vxlan", "CNI", "IPv6"):
         assert missing in section, missing

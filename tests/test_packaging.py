@@ -59,7 +59,7 @@ def test_the_sdist_holds_what_a_build_and_a_test_run_need(dist: Path) -> None:
     with tarfile.open(found) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"pyproject.toml", "setup.py", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", ".ci/prepare",
-              ".ci/run", "tests/test_packaging.py"}
+              ".ci/run", "tests/test_packaging.py", "contrib/systemd/flannel-udp.service"}
     sources = {str(file.relative_to(ROOT)) for folder in ("src", "flannel_udp", "tests")
                for ending in ("py", "pyx", "pxd", "pyi", "md") for file in (ROOT / folder).rglob(f"*.{ending}")}
     assert needed | sources <= names
@@ -87,6 +87,19 @@ def test_the_command_works_from_the_wheel(elsewhere: Path) -> None:
     where = run([elsewhere / "python", "-c", code])
     assert where.count(str(elsewhere.parent)) == 2
     assert str(ROOT) not in run([elsewhere / "python", "-c", "import sys; print(sys.path)"])
+
+
+@pytest.mark.timeout(600)
+def test_the_images_installation_works_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """The second stage of the image's recipe, in this machine's place of its base image; without Debian's packages."""
+    stage = (ROOT / "contrib" / "container" / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    steps = [line.removeprefix("RUN ") for line in stage.splitlines() if line.startswith("RUN ")]
+    (step,) = (step for step in steps if "apt-get" not in step)
+    here = step.replace("/wheels", str(wheel.parent)).replace("/opt", str(tmp_path))
+    run(["sh", "-ec", here.replace("python -m venv", f"{sys.executable} -m venv")])
+    assert "PATH=/opt/flannel-udp/bin:" in stage
+    assert run([tmp_path / "flannel-udp" / "bin" / "flannel-udp", "--version"]).startswith("flannel-udp ")
+    run([tmp_path / "flannel-udp" / "bin" / "python", "-c", "import flannel_udp.probes"])
 
 
 @pytest.mark.timeout(600)
