@@ -41,6 +41,15 @@ def test_health_tells_when_the_registry_was_heard_and_why_not(world: World) -> N
     assert manager.health().lag < lag + 0.1
 
 
+def test_a_quiet_registry_is_heard_again_and_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flannel_udp.subnet.leased.HEARD_WITHIN", 0.02)
+    manager = world.manager()
+    manager.acquire(attrs("1.1.1.1"))
+    Events(manager).next(PeersReset)
+    quiet_since = time.monotonic()
+    wait_until(lambda: time.monotonic() - quiet_since > 0.5 and manager.health().lag < 0.25, "it is heard while quiet")
+
+
 def test_health_is_told_while_a_call_of_the_registry_hangs(world: World) -> None:
     entered, gate = threading.Event(), threading.Event()
 
