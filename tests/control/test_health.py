@@ -87,13 +87,11 @@ def test_a_page_that_fails_is_told_to_the_client_and_to_the_log(
     b"GET / HTTP/1.1\r\n" + b"a" * 70000 + b"\r\n\r\n", b"\xff\xfe" * 50 + b"\n\n", bytes(1 << 20),
 ], ids=range(9))
 def test_garbage_ends_its_own_connection_only(server: HealthServer, garbage: bytes) -> None:
-    with connect(server) as client:
-        try:
-            client.sendall(garbage)
-            client.shutdown(socket.SHUT_WR)
-            while client.recv(1 << 16):
-                pass
-        except (BrokenPipeError, ConnectionResetError):
+    # The server may have had enough of it at any moment.
+    with connect(server) as client, contextlib.suppress(OSError):
+        client.sendall(garbage)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(1 << 16):
             pass
     assert get(server, "/fine")[0] == 200
 
