@@ -6,12 +6,14 @@ Exit status: 0 done; 1 an error that somebody can mend, told in one line; 2 word
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -20,7 +22,7 @@ from flannel_udp.errors import ConfigError, FlannelUdpError, UsageError
 if TYPE_CHECKING:
     from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease
-    from flannel_udp.registry import Registry
+    from flannel_udp.registry import Entry, Registry
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -173,7 +175,8 @@ def leases(arguments: argparse.Namespace) -> int:
         listing = registry.snapshot()
         if not listing.entries:
             registry.read_config()  # NoConfig tells an empty overlay from a path where no registry is
-    snapshot = decode_snapshot(((e.key, e.value, e.revision, e.expiry) for e in listing.entries), listing.revision)
+        entries = [(e.key, e.value, e.revision, _expiry(registry, e)) for e in listing.entries]
+    snapshot = decode_snapshot(entries, listing.revision)
     rows = [_lease_row(lease) for lease in snapshot.leases]
     if arguments.json:
         print(json.dumps({"revision": snapshot.revision, "leases": rows, "skipped": dict(snapshot.skipped)}, indent=2))
@@ -182,6 +185,19 @@ def leases(arguments: argparse.Namespace) -> int:
     for key, reason in snapshot.skipped:
         print(f"{PROGRAM}: {key} skipped: {reason}", file=sys.stderr)
     return 0
+
+
+def _expiry(registry: Registry, entry: Entry) -> float | None:
+    """When an entry ends, asked for where the listing does not tell it."""
+    from flannel_udp.errors import Conflict
+    from flannel_udp.registry import UNTOLD
+
+    if entry.expiry != UNTOLD:
+        return entry.expiry
+    try:
+        return registry.expiry(entry.key)
+    except Conflict:  # gone since
+        return time.time()
 
 
 def _lease_row(lease: Lease) -> dict[str, Any]:
@@ -259,27 +275,16 @@ def lab_packet(arguments: argparse.Namespace) -> int:
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-class _Registry:
-    """The registry of --registry or FLANNELD_REGISTRY, open for the length of a with block."""
+@contextlib.contextmanager
+def _registry(arguments: argparse.Namespace) -> Iterator[Registry]:
+    """The registry that the flags and FLANNELD_* variables name, open for the length of a with block."""
+    from flannel_udp import options
+    from flannel_udp.registry import open_registry
 
-    def __init__(self, url: str | None) -> None:
-        self.url = url or os.environ.get("FLANNELD_REGISTRY", "")
-        if not self.url:
-            raise UsageError("--registry is missing: say where leases live, for example --registry sqlite:///PATH "
-                             "(or in FLANNELD_REGISTRY)")
-
-    def __enter__(self) -> Registry:
-        from flannel_udp.registry import open_registry
-
-        self.open = open_registry(self.url)
-        return self.open
-
-    def __exit__(self, *_: object) -> None:
-        self.open.close()
-
-
-def _registry(arguments: argparse.Namespace) -> _Registry:
-    return _Registry(arguments.registry)
+    words = {flag.name: getattr(arguments, flag.name.replace("-", "_")) for flag in options.ACCESS}
+    url, etcd = options.access(words)
+    with contextlib.closing(open_registry(url, etcd=etcd)) as registry:
+        yield registry
 
 
 class _Version(argparse.Action):
@@ -342,7 +347,12 @@ def _add_lab_commands(lab: Commands) -> None:
 
 
 def _add_registry(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--registry", metavar="URL", help="where leases live: sqlite:///PATH (or FLANNELD_REGISTRY)")
+    from flannel_udp import options
+
+    group = parser.add_argument_group("the registry", "each may be an environment variable: FLANNELD_REGISTRY, "
+                                      "FLANNELD_ETCD_ENDPOINTS")
+    for flag in options.ACCESS:
+        group.add_argument(f"--{flag.name}", metavar=flag.value, help=flag.meaning)
 
 
 def _group(commands: Commands, name: str, text: str) -> Commands:

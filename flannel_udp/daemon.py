@@ -386,7 +386,7 @@ def run(options: NodeOptions) -> int:
     previous = read_subnet_env(options.subnet_file)
     if not (previous.subnet or previous.ipv6_subnet):
         previous = read_subnet_env(_kept_env(options))
-    manager = LeasedSubnetManager(open_registry(options.registry), ttl=options.lease_ttl,
+    manager = LeasedSubnetManager(open_registry(options.registry, etcd=options.etcd), ttl=options.lease_ttl,
                                   renew_margin=options.renew_margin, previous=(previous.subnet, previous.ipv6_subnet))
     daemon = Daemon(options, manager)
 

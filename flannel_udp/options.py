@@ -12,7 +12,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from flannel_udp import etcd_options
 from flannel_udp.errors import UsageError
+from flannel_udp.etcd_options import EtcdOptions
 
 SourceCheck = Literal["known", "strict", "off"]
 Asked = Literal["version", "help"]
@@ -21,6 +23,7 @@ DEFAULT_RUN_DIR = Path("/run/flannel-udp")
 DEFAULT_STATE_DIR = Path("/var/lib/flannel-udp")
 DEFAULT_SUBNET_FILE = Path("/run/flannel/subnet.env")
 DEFAULT_LEASE_TTL = 86400.0
+DEFAULT_REGISTRY = "etcd://"
 DEFAULT_RENEW_MARGIN = 3600.0
 EVERYWHERE = IPv4Address(0)
 
@@ -42,7 +45,8 @@ class NodeOptions:
     subnet_file: Path = DEFAULT_SUBNET_FILE
     renew_margin: float = DEFAULT_RENEW_MARGIN
     lease_ttl: float = DEFAULT_LEASE_TTL
-    registry: str = ""
+    registry: str = DEFAULT_REGISTRY
+    etcd: EtcdOptions = field(default_factory=EtcdOptions)
     ip_masq: bool = False
     source_check: SourceCheck = "known"
     state_dir: Path = DEFAULT_STATE_DIR
@@ -204,8 +208,28 @@ class Flag:
         return "FLANNELD_" + self.name.upper().replace("-", "_")
 
 
+Given = dict[str, list[tuple[str, str]]]  # flag -> (text, how the user wrote the flag), in order
+
+ACCESS = (
+    Flag("registry", "registry", _something, "where leases live: etcd://, which the next flags are for (default), or "
+         "sqlite:///PATH", "URL"),
+    Flag("etcd-endpoints", "etcd_endpoints", etcd_options.read_endpoints,
+         "the members of the etcd cluster, separated by commas (default http://127.0.0.1:4001,http://127.0.0.1:2379)",
+         "URL,..."),
+    Flag("etcd-prefix", "etcd_prefix", etcd_options.read_prefix,
+         f"what flannel's keys begin with (default {etcd_options.DEFAULT_PREFIX})", "PREFIX"),
+    Flag("etcd-keyfile", "etcd_keyfile", _path, "this node's private key towards https endpoints", "PATH"),
+    Flag("etcd-certfile", "etcd_certfile", _path, "the certificate of that key", "PATH"),
+    Flag("etcd-cafile", "etcd_cafile", _path,
+         "the authorities that https endpoints' certificates must come from (default: the system's)", "PATH"),
+    Flag("etcd-username", "etcd_username", _something, "log in as this user", "NAME"),
+    Flag("etcd-password", "etcd_password", _something,
+         "with this password; in FLANNELD_ETCD_PASSWORD it is in no list of processes", "TEXT"),
+)
+"""How to reach the registry: what every command that opens it takes."""
+
 FLAGS = (
-    Flag("registry", "registry", _something, "where leases live: sqlite:///PATH (required)", "URL"),
+    *ACCESS,
     Flag("iface", "iface", _something, "external interface, by name or address; the first that matches",
          "NAME|IP", repeatable=True),
     Flag("iface-regex", "iface_regex", _regex, "the same by pattern, on addresses, then on names; after every --iface",
@@ -257,8 +281,6 @@ def _unbuilt(part: str, *names: str, value: str = "TEXT", off: str = "") -> Iter
 
 
 UNBUILT = (
-    *_unbuilt("the etcd registry is", *(f"etcd-{name}" for name in (
-        "endpoints", "prefix", "keyfile", "certfile", "cafile", "username", "password"))),
     *_unbuilt("the Kubernetes subnet manager is", "kube-subnet-mgr", value=""),
     # As with flanneld, these count with --kube-subnet-mgr only.
     *(Flag(name, "", str, "", "TEXT") for name in (
@@ -292,18 +314,27 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> NodeO
     return _checked(values, given)
 
 
+def access(words: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> tuple[str, EtcdOptions]:
+    """Read the flags of ACCESS for a command other than run: the registry's URL, and how to reach etcd."""
+    given: Given = {name: [(text, f"--{name}")] for name, text in words.items() if text is not None}
+    values: dict[str, Any] = {}
+    for flag in ACCESS:
+        if text := environ.get(flag.variable, ""):
+            given.setdefault(flag.name, [(text, flag.variable)])
+        if flag.name in given:
+            values[flag.field] = _read(flag, *given[flag.name][-1])
+    return values.get("registry", DEFAULT_REGISTRY), _etcd(values, given)
+
+
 def usage() -> str:
     """The help of `flannel-udp run`: every flag, its variable and its meaning."""
-    lines = ["usage: flannel-udp run --registry URL [flags]", "",
+    lines = ["usage: flannel-udp run [flags]", "",
              "Flags as in Go: -x is --x; --flag=value or --flag value; a boolean is set false by --flag=false.",
              "Each may stand in the environment, --public-ip as FLANNELD_PUBLIC_IP; the command line wins.", ""]
     for flag in FLAGS:
         repeat = " (repeatable)" if flag.repeatable else ""
         lines += [f"  --{flag.name}{' ' + flag.value if flag.value else ''}{repeat}", f"        {flag.meaning}"]
     return "\n".join(lines)
-
-
-Given = dict[str, list[tuple[str, str]]]  # flag -> (text, how the user wrote the flag), in order
 
 
 def _from_argv(argv: Sequence[str]) -> Given:
@@ -357,9 +388,7 @@ def _read(flag: Flag, text: str, origin: str) -> object:
 
 def _checked(values: dict[str, Any], given: Given) -> NodeOptions:
     """Check what no single flag can know of the others."""
-    if "registry" not in values:
-        raise UsageError("--registry is missing: say where leases live, for example --registry "
-                         "sqlite:///var/lib/flannel-udp/registry.db (or in FLANNELD_REGISTRY)")
+    values["etcd"] = _etcd(values, given)
     ttl = values.get("lease_ttl", DEFAULT_LEASE_TTL)
     if "renew_margin" not in values:
         values["renew_margin"] = min(DEFAULT_RENEW_MARGIN, ttl / 2)
@@ -374,3 +403,14 @@ def _checked(values: dict[str, Any], given: Given) -> NodeOptions:
         raise UsageError(f"{given['cpus'][-1][1]}: {len(cpus)} CPUs are more than there are threads "
                          f"(--threads {values['threads']})")
     return NodeOptions(**values)
+
+
+def _etcd(values: dict[str, Any], given: Given) -> EtcdOptions:
+    """Take the --etcd-* values out of `values`."""
+    fields = {name.removeprefix("etcd_"): values.pop(name) for name in list(values) if name.startswith("etcd_")}
+    for pair in etcd_options.PAIRS:
+        for name, other in (pair, pair[::-1]):
+            if name in fields and other not in fields:
+                raise UsageError(f"{given[f'etcd-{name}'][-1][1]} without --etcd-{other}: one is of no use without the "
+                                 "other")
+    return EtcdOptions(**fields)

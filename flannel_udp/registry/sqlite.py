@@ -88,6 +88,13 @@ class SqliteRegistry:
             (revision,) = db.execute("SELECT revision FROM meta").fetchone()
         return Listing(tuple(Entry(*row) for row in rows), revision)
 
+    def expiry(self, key: str) -> float | None:
+        """See the protocol."""
+        for entry in self.snapshot().entries:
+            if entry.key == key:
+                return entry.expiry
+        raise Conflict(f"{key} is gone")
+
     def watch(self, after: int) -> SqliteWatch:
         """See the protocol."""
         with self._transaction("DEFERRED"):  # what cannot be opened is to fail here

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from flannel_udp.errors import Conflict, LeaseError
 from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_attrs, encode_attrs, parse_subnet_key, subnet_key
-from flannel_udp.registry import Entry
+from flannel_udp.registry import UNTOLD, Entry
 from flannel_udp.subnet import OwnLeaseChanged, OwnLeaseLost, SubnetEvent, Trouble
 from flannel_udp.subnet.choose import Subnets, choose, fits
 
@@ -179,6 +179,8 @@ class OwnLease:
         return self._keep(Lease(subnet, ipv6_subnet, attrs, entry.expiry, entry.revision))
 
     def _keep(self, lease: Lease) -> Lease:
+        if lease.expiry == UNTOLD:  # another hand wrote it
+            lease = replace(lease, expiry=self._registry.expiry(self.key))
         self.lease = lease
         self._previous = lease.subnet, lease.ipv6_subnet
         self.renew_at = math.inf if lease.expiry is None else lease.expiry - self._margin

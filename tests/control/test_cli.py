@@ -186,9 +186,9 @@ def test_config_comes_from_standard_input_too(registry: str) -> None:
 
 def test_a_missing_file_and_a_missing_registry_are_one_line_each(told: Told, registry: str) -> None:
     assert "No such file" in told("config", "set", "--registry", registry, "/nowhere/config.json")[2]
-    status, _, err = told("leases")
+    status, _, err = told("leases", "--registry", "/no/scheme.db")
     assert status == 2
-    assert "--registry is missing" in err
+    assert "known: etcd://, sqlite://" in err
 
 
 def test_the_registry_may_stand_in_the_environment(told: Told, registry: str, monkeypatch: pytest.MonkeyPatch) -> None:

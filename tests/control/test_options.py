@@ -1,6 +1,7 @@
 """options: Go's flag syntax, FLANNELD_* variables, and every refusal in one line that names what was refused."""
 
 import os
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from flannel_udp import options
 from flannel_udp.errors import UsageError
-from flannel_udp.options import NodeOptions, parse
+from flannel_udp.etcd_options import Endpoint, EtcdOptions
+from flannel_udp.options import NodeOptions, access, parse
 
 CPU = min(os.sched_getaffinity(0))
 REGISTRY = ["--registry", "sqlite:///x.db"]
@@ -111,7 +113,6 @@ def test_variables_that_name_no_flag_are_left_alone() -> None:
     ("--ip-masq=yes", "true or false"),
     ("--ip-masq", "not built yet"),
     ("--ip-masq=true", "not built yet"),
-    ("--etcd-endpoints=http://e:2379", "the etcd registry is not built yet"),
     ("--kube-subnet-mgr", "the Kubernetes subnet manager is not built yet"),
     ("--iptables-forward-rules=true", "firewall rules are not built yet"),
     ("--threads=0", "'0' is not a number from 1 to 2"),
@@ -135,9 +136,9 @@ def test_a_bad_value_is_refused_by_the_flags_name(word: str, told: str) -> None:
 
 
 def test_flags_of_unbuilt_parts_are_obeyed_where_they_ask_for_nothing() -> None:
-    words = ("--kube-subnet-mgr=false", "--iptables-forward-rules=false", "--healthz-port=0", "--etcd-prefix=")
+    words = ("--kube-subnet-mgr=false", "--iptables-forward-rules=false", "--healthz-port=0")
     assert parsed(*words) == parsed()
-    assert "FLANNELD_ETCD_ENDPOINTS" in refusal(FLANNELD_ETCD_ENDPOINTS="http://e:2379")
+    assert "FLANNELD_KUBE_API_URL" in refusal(FLANNELD_KUBE_API_URL="http://k")
 
 
 def test_unknown_words_are_refused_with_a_guess() -> None:
@@ -147,9 +148,59 @@ def test_unknown_words_are_refused_with_a_guess() -> None:
     assert refusal("--iface") == "--iface needs a value"
 
 
-def test_without_a_registry_the_line_says_what_to_say() -> None:
-    with pytest.raises(UsageError, match=r"--registry is missing.*sqlite:///"):
-        parse([], {})
+def test_without_a_word_the_registry_is_flannels_etcd() -> None:
+    options = parse([], {})
+    assert isinstance(options, NodeOptions)
+    assert options.registry == "etcd://"
+    assert options.etcd.endpoints == (Endpoint("127.0.0.1", 4001, False), Endpoint("127.0.0.1", 2379, False))
+    assert options.etcd.prefix == "/coreos.com/network"
+
+
+@pytest.mark.parametrize(("text", "endpoints"), [
+    ("http://10.0.0.1:2379", [("10.0.0.1", 2379, False)]),
+    ("https://a.example:1, http://b", [("a.example", 1, True), ("b", 2379, False)]),
+    ("10.0.0.1:23,[fd00::1]:24/", [("10.0.0.1", 23, None), ("[fd00::1]", 24, None)]),
+    ("https://[::1]", [("[::1]", 2379, True)]),
+])
+def test_endpoints_are_a_list_of_urls(text: str, endpoints: list[tuple[str, int, bool | None]]) -> None:
+    assert parsed(f"--etcd-endpoints={text}").etcd.endpoints == tuple(Endpoint(*each) for each in endpoints)
+
+
+@pytest.mark.parametrize("text", ["ftp://a", "http://", "http://a:0", "http://a:65536", "http://a/path", "http://u@a",
+                                  "http://a:x", "unix:///etcd", ",", "http://a b", "http://::1:2379"])
+def test_what_is_no_endpoint_is_named(text: str) -> None:
+    assert refusal(f"--etcd-endpoints={text}").startswith("--etcd-endpoints: ")
+
+
+@pytest.mark.parametrize(("text", "prefix"), [("/a/b/", "/a/b"), ("//a//b", "/a/b"), ("a", "a"), ("/a/./b", "/a/b")])
+def test_a_prefix_is_cleaned_as_flannel_does(text: str, prefix: str) -> None:
+    assert parsed(f"--etcd-prefix={text}").etcd.prefix == prefix
+
+
+@pytest.mark.parametrize("text", ["/", ".", ".."])
+def test_what_is_no_prefix_is_named(text: str) -> None:
+    assert "is not a prefix" in refusal(f"--etcd-prefix={text}")
+
+
+@pytest.mark.parametrize(("given", "missing"), [("keyfile", "certfile"), ("certfile", "keyfile"),
+                                                ("username", "password"), ("password", "username")])
+def test_trap_17_half_of_a_pair_is_refused_and_not_ignored(given: str, missing: str) -> None:
+    assert refusal(f"--etcd-{given}=x").startswith(f"--etcd-{given} without --etcd-{missing}")
+    with pytest.raises(UsageError, match=f"FLANNELD_ETCD_{given.upper()} without"):
+        parse([], {f"FLANNELD_ETCD_{given.upper()}": "x"})
+
+
+def test_how_to_reach_etcd_may_stand_in_the_environment() -> None:
+    environ = {"FLANNELD_ETCD_ENDPOINTS": "https://e", "FLANNELD_ETCD_PREFIX": "/p", "FLANNELD_ETCD_KEYFILE": "/k",
+               "FLANNELD_ETCD_CERTFILE": "/c", "FLANNELD_ETCD_CAFILE": "/ca", "FLANNELD_ETCD_USERNAME": "u",
+               "FLANNELD_ETCD_PASSWORD": "secret"}
+    etcd = EtcdOptions(endpoints=(Endpoint("e", 2379, True),), prefix="/p", keyfile=Path("/k"), certfile=Path("/c"),
+                       cafile=Path("/ca"), username="u", password="secret")  # noqa: S106
+    options = parse([], environ)
+    assert isinstance(options, NodeOptions)
+    assert options.etcd == etcd
+    assert "secret" not in repr(options)
+    assert access({"etcd-prefix": "/q"}, environ) == ("etcd://", replace(etcd, prefix="/q"))
 
 
 def test_the_margin_is_less_than_the_lease() -> None:
@@ -187,4 +238,6 @@ def test_version_is_asked_for_by_flag_or_variable() -> None:
 
 def test_the_usage_tells_every_flag_and_no_field_is_without_one() -> None:
     assert all(f"  --{flag.name}" in options.usage() for flag in options.FLAGS)
-    assert {flag.field for flag in options.FLAGS} - {""} == set(NodeOptions.__dataclass_fields__)
+    fields = {flag.field for flag in options.FLAGS} - {""}
+    etcd = {f"etcd_{name}" for name in EtcdOptions.__dataclass_fields__}
+    assert fields == (set(NodeOptions.__dataclass_fields__) - {"etcd"}) | etcd

@@ -8,29 +8,46 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.errors import Compacted, Conflict, NoConfig, RegistryUnavailable, UsageError
-from flannel_udp.registry import Change, Registry, Watch, open_registry
+from flannel_udp.registry import UNTOLD, Change, Registry, Watch, open_registry
+from tests.interop.etcd_cluster import Cluster, cluster
 
-# A name and how to make the URL of a fresh registry of that kind.
-KINDS: dict[str, Callable[[Path], str]] = {"sqlite": lambda folder: f"sqlite://{folder}/registry.db"}
+Opener = Callable[[], Registry]
 SOON = 20.0  # a generous deadline for what happens at once
+# Name, version and size of the clusters to be asked for.
+CLUSTERS = {"etcd 3.4": ("3.4", 1), "etcd 3.7": ("3.7", 1), "three of 3.4": ("3.4", 3), "three of 3.7": ("3.7", 3)}
 
 
-@pytest.fixture(params=sorted(KINDS))
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return KINDS[request.param](tmp_path)
+@pytest.fixture(scope="module", params=["sqlite", *CLUSTERS])
+def store(request: pytest.FixtureRequest) -> Iterator[Cluster | None]:
+    """What the registries of one kind live in; one etcd serves all tests, each below a prefix of its own."""
+    if request.param == "sqlite":
+        yield None
+        return
+    version, size = CLUSTERS[request.param]
+    with cluster(version, size) as running:
+        yield running
 
 
 @pytest.fixture
-def registry(url: str) -> Iterator[Registry]:
-    registry = open_registry(url)
+def opener(store: Cluster | None, tmp_path: Path) -> Opener:
+    """Opens one and the same fresh registry again and again."""
+    if store is None:
+        return lambda: open_registry(f"sqlite://{tmp_path}/registry.db")
+    options = store.options()
+    return lambda: open_registry("etcd://", etcd=options)
+
+
+@pytest.fixture
+def registry(opener: Opener) -> Iterator[Registry]:
+    registry = opener()
     yield registry
     registry.close()
 
 
 @pytest.fixture
-def other(url: str) -> Iterator[Registry]:
+def other(opener: Opener) -> Iterator[Registry]:
     """Another client of the same registry."""
-    registry = open_registry(url)
+    registry = opener()
     yield registry
     registry.close()
 
@@ -79,8 +96,12 @@ def test_snapshot_holds_what_was_created(registry: Registry, other: Registry) ->
     assert [entry.revision for entry in listing.entries] == [two, one]
     assert listing.revision == two
     assert listing.entries[0].expiry is None
-    assert listing.entries[1].expiry is not None
-    assert before + 49 <= listing.entries[1].expiry <= time.time() + 51
+    assert listing.entries[1].expiry is not None  # if only that there is one
+    assert other.expiry("10.5.0.0-24") is None
+    expiry = other.expiry("10.5.1.0-24")
+    assert expiry is not None
+    assert before + 48 <= expiry <= time.time() + 51
+    assert listing.entries[1].expiry in {UNTOLD, expiry}
 
 
 def test_create_fails_when_anything_below_subnets_is_newer(registry: Registry, other: Registry) -> None:
@@ -105,6 +126,19 @@ def test_create_fails_on_a_standing_key(registry: Registry) -> None:
     put(registry, "10.5.1.0-24")
     with pytest.raises(Conflict):
         put(registry, "10.5.1.0-24")
+
+
+def test_the_expiry_of_what_is_gone_is_a_conflict(registry: Registry) -> None:
+    with pytest.raises(Conflict):
+        registry.expiry("10.5.1.0-24")
+
+
+def test_what_is_written_tells_its_expiry(registry: Registry) -> None:
+    before = time.time()
+    entry = registry.create("10.5.1.0-24", b"{}", 100, registry.snapshot().revision)
+    for written in (entry, registry.update("10.5.1.0-24", b"{}", 100, entry.revision)):
+        assert written.expiry is not None
+        assert before + 100 <= written.expiry <= time.time() + 101
 
 
 def test_update_and_delete_compare_the_revision(registry: Registry, other: Registry) -> None:
@@ -147,7 +181,7 @@ def test_watch_tells_changes_in_order_and_once(registry: Registry, other: Regist
     assert [change.revision for change in changes] == [first, config, second.revision, deleted]
     assert [change.value for change in changes] == [b"1", b"text", b"2", b""]
     assert [change.key for change in changes] == ["10.5.1.0-24", "", "10.5.1.0-24", "10.5.1.0-24"]
-    assert changes[2].expiry == second.expiry
+    assert changes[2].expiry in {UNTOLD, second.expiry}
     assert watch.wait(0.05) == ()
     watch.close()
 
@@ -171,8 +205,9 @@ def test_watch_tells_of_an_expiry(registry: Registry) -> None:
 def test_compaction_is_told_and_a_snapshot_heals_it(registry: Registry, other: Registry) -> None:
     old = registry.snapshot().revision
     idle = registry.watch(old)
+    put(registry, "10.5.9.0-24")
     new = put(registry, "10.5.1.0-24")
-    assert collect(idle, 1)[0].revision == new
+    assert collect(idle, 2)[1].revision == new
     other.compact(new)
     late = registry.watch(old)
     with pytest.raises(Compacted):
@@ -239,7 +274,7 @@ def test_calls_from_several_threads(registry: Registry) -> None:
     assert len({entry.revision for entry in listing.entries}) == 40
 
 
-@pytest.mark.parametrize("bad", ["etcd-x://host", "/var/lib/x.db", "", "sqlite:/x"])
+@pytest.mark.parametrize("bad", ["etcd-x://host", "/var/lib/x.db", "", "sqlite:/x", "etcd:"])
 def test_unknown_schemes_are_named(bad: str) -> None:
     with pytest.raises(UsageError, match="sqlite://"):
         open_registry(bad)

@@ -1,0 +1,203 @@
+"""Real etcd servers for tests: one member or several, plain or with TLS, to be killed, frozen and started again.
+
+Each member has an address of its own in 127.0.0.0/8, so that the ports are etcd's usual ones and free. The
+servers die with the thread that started them, whatever becomes of it (setpriv --pdeathsig).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flannel_udp.etcd_options import Endpoint, EtcdOptions
+from flannel_udp.registry.etcd import EtcdRegistry
+from tests.conftest import require, require_commands, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import trustme
+
+VERSIONS = ("3.4", "3.7")
+_BUILD = Path(__file__).parent / "peers" / "build"
+_CACHED = _BUILD.parents[3] / ".cache" / "peers" / "bin" / "etcd"
+# A fast election, so that little time passes without a leader, and a least time to live of one second.
+_PACE = ("--heartbeat-interval", "50", "--election-timeout", "500")
+
+
+def program(version: str) -> str:
+    """The server: 3.4 is Debian's, 3.7 is built by tests/interop/peers/build."""
+    require_commands("setpriv")
+    if version == "3.4":
+        found = shutil.which("etcd")
+        require(found, "needs Debian's etcd-server")
+        assert found
+        return found
+    require(_CACHED.exists() or shutil.which("go"), "needs go (1.26) to build etcd 3.7, see tests/interop/peers/build")
+    done = subprocess.run([_BUILD, "etcd"], stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    return done.stdout.strip()
+
+
+@dataclass
+class Member:
+    """One server."""
+
+    words: list[str]
+    address: str
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *self.words, *more], stdout=log,
+                                            stderr=log, stdin=subprocess.DEVNULL, cwd=self.log.parent)
+
+    def kill(self) -> None:
+        """End it at once, frozen or not."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def freeze(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+
+class Cluster:
+    """Servers that form one store."""
+
+    def __init__(self, version: str, size: int, folder: Path, tls: Path | None, more: tuple[str, ...] = ()) -> None:
+        self.tls = tls
+        network = f"127.{random.randrange(1, 250)}.{random.randrange(250)}"
+        addresses = [f"{network}.{number + 1}" for number in range(size)]
+        scheme = "https" if tls else "http"
+        server = program(version)
+        everyone = ",".join(f"m{number}=http://{address}:2380" for number, address in enumerate(addresses))
+        self.members = []
+        for number, address in enumerate(addresses):
+            data = folder / f"m{number}"
+            words = [server, "--name", f"m{number}", "--data-dir", str(data), "--logger", "zap",
+                     "--log-outputs", "stderr", "--log-level", "warn",
+                     "--listen-client-urls", f"{scheme}://{address}:2379",
+                     "--advertise-client-urls", f"{scheme}://{address}:2379",
+                     "--listen-peer-urls", f"http://{address}:2380",
+                     "--initial-advertise-peer-urls", f"http://{address}:2380",
+                     "--initial-cluster", everyone, *_PACE, *more]
+            if version != "3.4":
+                words.append("--unsafe-no-fsync")  # no test cuts the power
+            if tls:
+                words += ["--cert-file", f"{tls}/server.crt", "--key-file", f"{tls}/server.key"]
+            self.members.append(Member(words, address, folder / f"m{number}.log"))
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return tuple(Endpoint(member.address, 2379, self.tls is not None) for member in self.members)
+
+    def options(self, **more: object) -> EtcdOptions:
+        """How to reach it, below a prefix of its own unless told."""
+        cafile = self.tls and self.tls / "ca.pem"
+        return EtcdOptions(**{"endpoints": self.endpoints, "prefix": fresh_prefix(), "cafile": cafile, **more})  # type: ignore[arg-type]
+
+    def start(self) -> None:
+        for member in self.members:
+            member.start()
+        self.await_ready()
+
+    def await_ready(self, options: EtcdOptions | None = None) -> None:
+        """Wait until it answers; its log if it does not."""
+        for member in self.members:
+            wait_until(lambda member=member: _listens(member.address), f"{member.log.read_text()[-2000:]}")  # type: ignore[misc]
+        registry = EtcdRegistry(options or self.options(), timeout=30)
+        try:
+            registry.snapshot()
+        finally:
+            registry.close()
+
+    def kill(self) -> None:
+        for member in self.members:
+            member.kill()
+
+    # etcd's own HTTP gateway: another way to the same store, which shares nothing with what is tested.
+
+    def call(self, method: str, **request: object) -> dict[str, Any]:
+        """Call it with JSON, bytes as base64: call("kv/range", key=b64(b"x"))."""
+        body = json.dumps(request).encode()
+        url = f"http://{self.members[0].address}:2379/v3/{method}"
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=10) as answer:
+            decoded: dict[str, Any] = json.loads(answer.read())
+            return decoded
+
+    def put(self, key: str | bytes, value: bytes) -> int:
+        """Put a key as a stranger would; its revision."""
+        return int(self.call("kv/put", key=b64(key), value=b64(value))["header"]["revision"])
+
+    def stored(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """All keys that begin with this, with value, lease, version and revisions."""
+        begin = prefix.encode()
+        found = self.call("kv/range", key=b64(begin), range_end=b64(begin[:-1] + bytes([begin[-1] + 1])))
+        return {base64.b64decode(kv["key"]).decode(): {"value": base64.b64decode(kv.get("value", "")),
+                **{name: int(kv.get(name, 0)) for name in ("lease", "version", "mod_revision", "create_revision")}}
+                for kv in found.get("kvs", [])}
+
+    def leases(self) -> set[int]:
+        """The ids of all leases of etcd that live."""
+        return {int(lease["ID"]) for lease in self.call("lease/leases").get("leases", [])}
+
+
+def b64(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def _listens(address: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((address, 2379), 1):
+        return True
+    return False
+
+
+def fresh_prefix() -> str:
+    """A prefix that no other test uses."""
+    return f"/test-{os.getpid()}-{random.randrange(1 << 40):x}/network"
+
+
+@contextlib.contextmanager
+def cluster(version: str, size: int = 1, *, tls: Path | None = None, more: tuple[str, ...] = ()) -> Iterator[Cluster]:
+    """A running cluster, below a folder in memory where there is one: 3.4 has no way to spare fsync()."""
+    memory = Path("/dev/shm")
+    place = str(memory) if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="flannel-udp-etcd-", dir=place) as folder:
+        made = Cluster(version, size, Path(folder), tls, more)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.kill()
+
+
+def write_certificates(folder: Path, authority: trustme.CA, *names: str) -> None:
+    """Write ca.pem, and a server's and a client's key and certificate for these names."""
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    for who, issued in (("server", authority.issue_cert(*names)), ("client", authority.issue_cert("client"))):
+        issued.private_key_pem.write_to_path(str(folder / f"{who}.key"))
+        issued.cert_chain_pems[0].write_to_path(str(folder / f"{who}.crt"))
