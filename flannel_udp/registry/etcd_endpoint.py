@@ -6,6 +6,7 @@ Python's own sockets and TLS, whose errors have names.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
@@ -43,9 +44,8 @@ _SYSTEM_CAS: Final = (  # where distributions keep them; the first is Debian's
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-# specification: the preface with which HTTP/2 begins, and the record type by which TLS refuses it
+# specification: with which HTTP/2 begins (RFC 9113, 3.4), and an empty SETTINGS frame
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-_TLS_ALERT: Final = 0x15
 
 
 class TlsFiles:
@@ -112,9 +112,7 @@ class EtcdEndpoint:
         """Say why a connection failed, better than gRPC's `reason` if a try of our own fails too."""
         self._renew_files()
         try:
-            address = (self._host.strip("[]"), self._port)
-            with socket.create_connection(address, _PROBE_SECONDS) as connection:
-                found = self._greet_tls(connection) if self.tls else _greet_plain(connection)
+            found = self._greet_tls() if self.tls else self._greet_plain()
         except socket.gaierror as error:
             found = f"the name cannot be resolved: {error.strerror}"
         except TimeoutError:
@@ -146,30 +144,36 @@ class EtcdEndpoint:
         if self.tls and self._state and self._files.state() != self._state:
             self.close()
 
-    def _greet_tls(self, connection: socket.socket) -> str:
+    def _dial(self) -> socket.socket:
+        return socket.create_connection((self._host.strip("[]"), self._port), _PROBE_SECONDS)
+
+    def _greet_plain(self) -> str:
+        with self._dial() as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(_PREFACE)
+            if connection.recv(1):
+                return ""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told to it or believed
+        with self._dial() as connection, contextlib.suppress(OSError), context.wrap_socket(connection):
+            return "speaks TLS: an https:// endpoint"
+        return "hangs up"
+
+    def _greet_tls(self) -> str:
         try:
-            with self._files.context().wrap_socket(connection, server_hostname=self._host.strip("[]")) as tls:
+            with self._dial() as connection, self._files.context().wrap_socket(
+                connection, server_hostname=self._host.strip("[]")
+            ) as tls:
                 tls.sendall(_PREFACE)
                 tls.recv(1)  # with TLS 1.3 a client's certificate is refused only now
         except ssl.SSLCertVerificationError as error:
             return f"its certificate is refused: {error.verify_message} (--etcd-cafile {self._files.cafile})"
         except ssl.SSLError as error:
-            if error.reason == "WRONG_VERSION_NUMBER":
+            if error.reason in {"WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING"}:
                 return "speaks no TLS: an http:// endpoint"
-            if "ALERT" in (error.reason or "") and "CERTIFICATE" in (error.reason or ""):
+            if re.search("ALERT_(.*CERTIFICATE|UNKNOWN_CA)", error.reason or ""):
                 return "wants a certificate of this node, and this one will not do: --etcd-certfile and --etcd-keyfile"
             return f"TLS fails: {error.reason or error}"
-        except (ConnectionError, ssl.SSLEOFError):
-            return "hangs up during the TLS handshake: perhaps an http:// endpoint"
         return ""
-
-
-def _greet_plain(connection: socket.socket) -> str:
-    connection.sendall(_PREFACE)
-    answer = connection.recv(8)
-    if answer[:1] == bytes([_TLS_ALERT]) or answer.startswith(b"HTTP/1.0 400"):
-        return "speaks TLS: an https:// endpoint"
-    return "" if answer else "hangs up on a plain connection: perhaps an https:// endpoint"
 
 
 def _load(flag: str, path: Path, expected: str, read: Any) -> None:  # noqa: ANN401 - whatever it returns

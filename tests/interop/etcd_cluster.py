@@ -26,7 +26,7 @@ from flannel_udp.registry.etcd import EtcdRegistry
 from tests.conftest import require, require_commands, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import trustme
 
@@ -72,12 +72,14 @@ class Member:
             self.process = None
 
     def freeze(self) -> None:
-        assert self.process
-        self.process.send_signal(signal.SIGSTOP)
+        """Stop it; it does nothing any more when this returns."""
+        tasks = Path(f"/proc/{self.pid}/task")
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_until(lambda: all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+                               for task in tasks.iterdir()), "all its threads stand still")
 
     def thaw(self) -> None:
-        assert self.process
-        self.process.send_signal(signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
 
     @property
     def pid(self) -> int:
@@ -88,11 +90,16 @@ class Member:
 class Cluster:
     """Servers that form one store."""
 
-    def __init__(self, version: str, size: int, folder: Path, tls: Path | None, more: tuple[str, ...] = ()) -> None:
-        self.tls = tls
+    def __init__(
+        self, version: str, size: int, folder: Path, authority: trustme.CA | None, more: Sequence[str]
+    ) -> None:
+        self.folder = folder
+        self.tls = authority is not None
         network = f"127.{random.randrange(1, 250)}.{random.randrange(250)}"
         addresses = [f"{network}.{number + 1}" for number in range(size)]
-        scheme = "https" if tls else "http"
+        if authority:
+            write_certificates(folder, authority, *addresses)
+        scheme = "https" if authority else "http"
         server = program(version)
         everyone = ",".join(f"m{number}=http://{address}:2380" for number, address in enumerate(addresses))
         self.members = []
@@ -107,17 +114,19 @@ class Cluster:
                      "--initial-cluster", everyone, *_PACE, *more]
             if version != "3.4":
                 words.append("--unsafe-no-fsync")  # no test cuts the power
-            if tls:
-                words += ["--cert-file", f"{tls}/server.crt", "--key-file", f"{tls}/server.key"]
+            if authority:
+                words += ["--cert-file", f"{folder}/server.crt", "--key-file", f"{folder}/server.key"]
+            if "--client-cert-auth" in more:
+                words += ["--trusted-ca-file", f"{folder}/ca.pem"]
             self.members.append(Member(words, address, folder / f"m{number}.log"))
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        return tuple(Endpoint(member.address, 2379, self.tls is not None) for member in self.members)
+        return tuple(Endpoint(member.address, 2379, self.tls) for member in self.members)
 
     def options(self, **more: object) -> EtcdOptions:
         """How to reach it, below a prefix of its own unless told."""
-        cafile = self.tls and self.tls / "ca.pem"
+        cafile = self.folder / "ca.pem" if self.tls else None
         return EtcdOptions(**{"endpoints": self.endpoints, "prefix": fresh_prefix(), "cafile": cafile, **more})  # type: ignore[arg-type]
 
     def start(self) -> None:
@@ -125,11 +134,12 @@ class Cluster:
             member.start()
         self.await_ready()
 
-    def await_ready(self, options: EtcdOptions | None = None) -> None:
+    def await_ready(self) -> None:
         """Wait until it answers; its log if it does not."""
         for member in self.members:
             wait_until(lambda member=member: _listens(member.address), f"{member.log.read_text()[-2000:]}")  # type: ignore[misc]
-        registry = EtcdRegistry(options or self.options(), timeout=30)
+        client = {"keyfile": self.folder / "client.key", "certfile": self.folder / "client.crt"} if self.tls else {}
+        registry = EtcdRegistry(self.options(**client), timeout=30)
         try:
             registry.snapshot()
         finally:
@@ -182,12 +192,15 @@ def fresh_prefix() -> str:
 
 
 @contextlib.contextmanager
-def cluster(version: str, size: int = 1, *, tls: Path | None = None, more: tuple[str, ...] = ()) -> Iterator[Cluster]:
-    """A running cluster, below a folder in memory where there is one: 3.4 has no way to spare fsync()."""
+def cluster(version: str, size: int = 1, *more: str, authority: trustme.CA | None = None) -> Iterator[Cluster]:
+    """A running cluster, with `more` flags, and with TLS if there is an `authority` for its certificates.
+
+    Its folder is in memory where that can be had: 3.4 has no way to spare fsync().
+    """
     memory = Path("/dev/shm")
     place = str(memory) if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="flannel-udp-etcd-", dir=place) as folder:
-        made = Cluster(version, size, Path(folder), tls, more)
+        made = Cluster(version, size, Path(folder), authority, more)
         try:
             made.start()
             yield made
