@@ -116,7 +116,7 @@ class EtcdEndpoint:
         except socket.gaierror as error:
             found = f"the name cannot be resolved: {error.strerror}"
         except TimeoutError:
-            found = "no answer"
+            found = "no answer in time"
         except OSError as error:
             found = (error.strerror or str(error)).lower()
         except UsageError as error:

@@ -123,12 +123,13 @@ class EtcdWatch:
             raise Compacted(f"changes from revision {self._next} on are no longer kept (etcd compacted up to "
                             f"{response.compact_revision})")
         if response.canceled:  # not an error of the call: permission denied and a stale token come this way
-            self._registry.standing()  # logs in again if it was the token, which some call "permission denied" too
             reason = response.cancel_reason.rpartition("etcdserver: ")[2]
             raise self._client.refused(reason or "the watch was cancelled")
         if response.created:
             self._check(response.header)
             self._silent_since, self._delay = None, _BACKOFF_MIN
+            with self._news:
+                self._problem = None  # an outage that nobody has heard of yet is over
         elif response.events:
             self._tell(self._registry.changes_of(response.events))
             self._next = response.events[-1].kv.mod_revision + 1

@@ -9,12 +9,12 @@ import pytest
 
 from flannel_udp.errors import Compacted, Conflict, NoConfig, RegistryUnavailable, UsageError
 from flannel_udp.registry import UNTOLD, Change, Registry, Watch, open_registry
-from tests.interop.etcd_cluster import Cluster, cluster
+from tests.interop.etcd_cluster import VERSIONS, Cluster, cluster
 
 Opener = Callable[[], Registry]
 SOON = 20.0  # a generous deadline for what happens at once
 # Name, version and size of the clusters to be asked for.
-CLUSTERS = {"etcd 3.4": ("3.4", 1), "etcd 3.7": ("3.7", 1), "three of 3.4": ("3.4", 3), "three of 3.7": ("3.7", 3)}
+CLUSTERS = {f"{size} of {version}": (version, size) for version in VERSIONS for size in (1, 3)}
 
 
 @pytest.fixture(scope="module", params=["sqlite", *CLUSTERS])

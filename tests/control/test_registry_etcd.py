@@ -162,7 +162,7 @@ def test_trap_07_a_snapshot_and_its_revision_are_of_one_moment(options: EtcdOpti
             while not stop.is_set():
                 last = writer.update(KEY, VALUE, None, last).revision
 
-    thread = threading.Thread(target=write)
+    thread = threading.Thread(target=write, daemon=True)
     thread.start()
     try:
         for _ in range(50):
@@ -257,7 +257,7 @@ def test_a_write_whose_answer_or_request_is_lost_is_done_once(
 
     monkeypatch.setattr(far._client, "send", losing)
     result: list[object] = []
-    writer = threading.Thread(target=lambda: result.append(write(far, entry)))
+    writer = threading.Thread(target=lambda: result.append(write(far, entry)), daemon=True)
     writer.start()
     assert sent.wait(20)
     changes = list(watch.wait(20 if loss == "answer" else 0.3))
@@ -286,7 +286,7 @@ def test_a_lost_write_that_another_has_overwritten_is_a_conflict(
         except Conflict as error:
             failed.append(error)
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
     registry.update(KEY, VALUE, 100, entry.revision)
     road.deaf = False
@@ -381,7 +381,7 @@ def test_close_ends_a_call_that_waits(options: EtcdOptions, road: Proxy) -> None
         except RegistryUnavailable as error:
             failed.append(error)
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     said = road.said
     reader.start()
     wait_until(reader.is_alive, "the call is on its way")

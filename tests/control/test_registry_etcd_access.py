@@ -88,7 +88,7 @@ def test_trap_12_a_call_waits_for_a_server_that_is_just_starting(version: str) -
     with cluster(version) as store, contextlib.closing(EtcdRegistry(store.options(), DEADLINE)) as registry:
         store.kill()
         read: list[int] = []
-        reader = threading.Thread(target=lambda: read.append(registry.snapshot().revision))
+        reader = threading.Thread(target=lambda: read.append(registry.snapshot().revision), daemon=True)
         reader.start()
         reader.join(0.5)
         assert reader.is_alive()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import trustme
 
-VERSIONS = ("3.4", "3.7")
+VERSIONS = ("debian", "3.7")
 _BUILD = Path(__file__).parent / "peers" / "build"
 _CACHED = _BUILD.parents[3] / ".cache" / "peers" / "bin" / "etcd"
 # A fast election, so that little time passes without a leader, and a least time to live of one second.
@@ -38,9 +38,9 @@ _PACE = ("--heartbeat-interval", "50", "--election-timeout", "500")
 
 
 def program(version: str) -> str:
-    """The server: 3.4 is Debian's, 3.7 is built by tests/interop/peers/build."""
+    """The server: Debian's (3.4 in Debian 12), or 3.7, which tests/interop/peers/build builds."""
     require_commands("setpriv")
-    if version == "3.4":
+    if version == "debian":
         found = shutil.which("etcd")
         require(found, "needs Debian's etcd-server")
         assert found
@@ -112,7 +112,7 @@ class Cluster:
                      "--listen-peer-urls", f"http://{address}:2380",
                      "--initial-advertise-peer-urls", f"http://{address}:2380",
                      "--initial-cluster", everyone, *_PACE, *more]
-            if version != "3.4":
+            if version != "debian":
                 words.append("--unsafe-no-fsync")  # no test cuts the power
             if authority:
                 words += ["--cert-file", f"{folder}/server.crt", "--key-file", f"{folder}/server.key"]
@@ -195,7 +195,7 @@ def fresh_prefix() -> str:
 def cluster(version: str, size: int = 1, *more: str, authority: trustme.CA | None = None) -> Iterator[Cluster]:
     """A running cluster, with `more` flags, and with TLS if there is an `authority` for its certificates.
 
-    Its folder is in memory where that can be had: 3.4 has no way to spare fsync().
+    Its folder is in memory where that can be had: Debian's has no way to spare fsync().
     """
     memory = Path("/dev/shm")
     place = str(memory) if os.access(memory, os.W_OK) else None
