@@ -21,7 +21,8 @@ from flannel_udp.underlay import SOCKET_BUFFER
 
 from ..conftest import DEADLINE, require, require_commands, require_tun, wait_until
 from .as_nobody import NOBODY
-from .test_daemon import Daemon, reached
+from .node_daemon import Daemon
+from .test_daemon import reached
 from .topology import Topology
 
 PORT = 10270
