@@ -6,7 +6,7 @@ all. IPv4 only, as flannel's; the IPv6 subnet of a dual-stack lease has no tunne
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 from typing import TYPE_CHECKING
 
 from flannel_udp._dataplane import UDP_OVERHEAD_V4
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flannel_udp.tun import Tun, TunLinks
     from flannel_udp.underlay import ExternalInterface, UnderlaySockets
 
+_BROADCAST = IPv4Address(0xFFFFFFFF)
 DEVICE = "flannel%d"  # specification: flannel's pattern
 # No coat; flannel counts a hop at either end, beside the kernels' own.
 ENCAPSULATION = Encapsulation(coat_length=0, ttl_step=1, overhead=UDP_OVERHEAD_V4)
@@ -74,7 +75,10 @@ class UdpBackend:
             raise LeaseError(f"is a node of the {lease.attrs.backend_type} backend, which does not understand udp")
         if lease.attrs.public_ip is None:
             raise LeaseError("tells no PublicIP")
-        return NextHop(self.subnet(lease), lease.attrs.public_ip, self.port)
+        address = lease.attrs.public_ip
+        if address.is_multicast or address.is_loopback or address == _BROADCAST:  # no packet may be led there
+            raise LeaseError(f"PublicIP {address} is not the address of one host")
+        return NextHop(self.subnet(lease), address, self.port)
 
     def forwarder(self) -> Forwarder:
         """A data plane for the network."""

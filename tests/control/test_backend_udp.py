@@ -66,6 +66,9 @@ def test_a_peer_is_reached_at_its_public_address_and_our_port() -> None:
 @pytest.mark.parametrize(("peer", "reason"), [
     (lease("10.5.3.0/24", backend_type="vxlan"), "is a node of the vxlan backend, which does not understand udp"),
     (lease("10.5.3.0/24", None), "tells no PublicIP"),
+    (lease("10.5.3.0/24", "224.0.0.1"), "PublicIP 224.0.0.1 is not the address of one host"),
+    (lease("10.5.3.0/24", "127.0.0.1"), "PublicIP 127.0.0.1 is not the address of one host"),
+    (lease("10.5.3.0/24", "255.255.255.255"), "PublicIP 255.255.255.255 is not the address of one host"),
     (Lease(None, IPv6Network("fd00::/64"), LeaseAttrs(IPv4Address("192.0.2.2")), None, 1), "has no IPv4 subnet"),
 ])
 def test_who_cannot_be_reached_is_refused_with_the_reason(peer: Lease, reason: str) -> None:
