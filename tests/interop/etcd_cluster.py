@@ -91,12 +91,10 @@ class Cluster:
     """Servers that form one store."""
 
     def __init__(
-        self, version: str, size: int, folder: Path, authority: trustme.CA | None, more: Sequence[str]
+        self, version: str, addresses: Sequence[str], folder: Path, authority: trustme.CA | None, more: Sequence[str]
     ) -> None:
         self.folder = folder
         self.tls = authority is not None
-        network = f"127.{random.randrange(1, 250)}.{random.randrange(250)}"
-        addresses = [f"{network}.{number + 1}" for number in range(size)]
         if authority:
             write_certificates(folder, authority, *addresses)
         scheme = "https" if authority else "http"
@@ -153,9 +151,13 @@ class Cluster:
 
     def call(self, method: str, **request: object) -> dict[str, Any]:
         """Call it with JSON, bytes as base64: call("kv/range", key=b64(b"x"))."""
+        return self.call_at(self.members[0], method, request)
+
+    def call_at(self, member: Member, method: str, request: dict[str, Any], token: str = "") -> dict[str, Any]:
+        """Call one member, as the user who was given the token."""
         body = json.dumps(request).encode()
-        url = f"http://{self.members[0].address}:2379/v3/{method}"
-        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=10) as answer:
+        url, headers = f"http://{member.address}:2379/v3/{method}", {"Authorization": token} if token else {}
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
             decoded: dict[str, Any] = json.loads(answer.read())
             return decoded
 
@@ -167,9 +169,10 @@ class Cluster:
         """All keys that begin with this, with value, lease, version and revisions."""
         begin = prefix.encode()
         found = self.call("kv/range", key=b64(begin), range_end=b64(begin[:-1] + bytes([begin[-1] + 1])))
-        return {base64.b64decode(kv["key"]).decode(): {"value": base64.b64decode(kv.get("value", "")),
-                **{name: int(kv.get(name, 0)) for name in ("lease", "version", "mod_revision", "create_revision")}}
-                for kv in found.get("kvs", [])}
+        return {base64.b64decode(kv["key"]).decode("utf-8", "surrogateescape"): {
+                    "value": base64.b64decode(kv.get("value", "")),
+                    **{name: int(kv.get(name, 0)) for name in ("lease", "version", "mod_revision", "create_revision")},
+                } for kv in found.get("kvs", [])}
 
     def leases(self) -> set[int]:
         """The ids of all leases of etcd that live."""
@@ -192,15 +195,21 @@ def fresh_prefix() -> str:
 
 
 @contextlib.contextmanager
-def cluster(version: str, size: int = 1, *more: str, authority: trustme.CA | None = None) -> Iterator[Cluster]:
-    """A running cluster, with `more` flags, and with TLS if there is an `authority` for its certificates.
-
-    Its folder is in memory where that can be had: Debian's has no way to spare fsync().
-    """
-    memory = Path("/dev/shm")
-    place = str(memory) if os.access(memory, os.W_OK) else None
+def memory() -> Iterator[Path]:
+    """A folder in memory where that can be had: Debian's etcd has no way to spare fsync()."""
+    shared = Path("/dev/shm")
+    place = str(shared) if os.access(shared, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="flannel-udp-etcd-", dir=place) as folder:
-        made = Cluster(version, size, Path(folder), authority, more)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def cluster(version: str, size: int = 1, *more: str, authority: trustme.CA | None = None) -> Iterator[Cluster]:
+    """A running cluster, with `more` flags, and with TLS if there is an `authority` for its certificates."""
+    network = f"127.{random.randrange(1, 250)}.{random.randrange(250)}"
+    addresses = [f"{network}.{number + 1}" for number in range(size)]
+    with memory() as folder:
+        made = Cluster(version, addresses, folder, authority, more)
         try:
             made.start()
             yield made

@@ -1,10 +1,11 @@
-"""A TCP proxy that loses what a test wants lost: answers, requests, connections."""
+"""A TCP proxy that loses what a test wants lost: answers, requests, connections; or is slow."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +13,12 @@ if TYPE_CHECKING:
 
 
 class Proxy:
-    """Passes connections on to one address; `port` on 127.0.0.1 is where it listens."""
+    """Passes connections on to one address; `port` is where it listens, in the network namespace of its maker."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], host: str = "127.0.0.1") -> None:
         self.target = target
+        self.delay = 0.0
+        """Seconds that whatever is passed on is held back."""
         self.mute = False
         """Drop what the server says; it hears everything."""
         self.deaf = False
@@ -24,7 +27,7 @@ class Proxy:
         """Hang up on whoever comes."""
         self.said = 0
         """Bytes from the server that were passed on."""
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -71,6 +74,7 @@ class Proxy:
             while data := source.recv(1 << 16):
                 if self.deaf if from_client else self.mute:
                     continue
+                time.sleep(self.delay)
                 sink.sendall(data)
                 self.said += 0 if from_client else len(data)
         for end in (source, sink):

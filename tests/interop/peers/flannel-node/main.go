@@ -36,6 +36,8 @@ func main() {
 }
 
 func run(ctx context.Context, endpoint, prefix, iface, subnetFile string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	store := &etcd.EtcdConfig{Endpoints: []string{endpoint}, Prefix: prefix}
 	manager, err := etcd.NewLocalManager(ctx, store, ip.IP4Net{}, ip.IP6Net{}, 60)
 	if err != nil {
@@ -71,7 +73,10 @@ func run(ctx context.Context, endpoint, prefix, iface, subnetFile string) error 
 		defer running.Done()
 		network.Run(ctx)
 	}()
-	err = manager.CompleteLease(ctx, lease, &running)
+	if err := manager.CompleteLease(ctx, lease, &running); err != nil {
+		log.Print(err)
+		cancel() // the lease was revoked: flannel's command ends, too, and with status 0
+	}
 	running.Wait()
-	return err
+	return nil
 }
