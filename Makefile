@@ -15,7 +15,7 @@ BUILD_INPUTS := setup.py $(wildcard src/*.pyx src/*.pxd src/*/*.pxd)
 N ?= 1000000
 MICRO_RUNS := .cache/benchmarks/micro
 
-.PHONY: all demo test lint strict sanitized fuzz clean distclean help
+.PHONY: all demo test test-faults lint strict sanitized fuzz clean distclean help
 .PHONY: bench bench-quick bench-full bench-micro bench-micro-compare
 .PHONY: prepare-build prepare-lab prepare-test prepare-bench
 
@@ -43,6 +43,10 @@ sanitized: build/sanitized/.built  ## the data-plane tests under the address and
 
 fuzz: all build/sanitized/.built  ## N=... mutated datagrams through both doors, under the sanitizers
 	FLANNEL_UDP_FUZZ=$(N) $(SANITIZED) $(PYTEST) --timeout=0 -q tests/dataplane/test_fuzz.py
+
+# TIMES and SEED: FAULTS="30 1". The first run builds etcd, and needs go.
+test-faults: prepare-test all  ## a hundred faults of etcd under traffic, and a table of what was measured (root, 15 minutes)
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 # Each run is kept, to be compared with later ones; MICRO: options of pytest-benchmark.
 bench-micro: all  ## single rooms, timed by pytest-benchmark

@@ -1,0 +1,53 @@
+"""Strike a hundred times, print what was measured: python -m tests.faults [TIMES] [SEED]. Status 1: a goal missed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final, get_args
+
+from ..netns.topology import Topology
+from .figures import Outcome, faults_of, strike, table
+from .kinds import FAULTS
+from .world import Kind, world
+
+_SHARES: Final = {"one": 50, "three": 26, "users": 9, "slow": 15}
+_LASTING: Final = (2.0, 9.0)
+_LONG: Final = 61.0
+"""Once in each world that has the room for it: more than a minute, for the lines in a minute."""
+
+
+def strikes(kind: Kind, times: int) -> list[Outcome]:
+    """Strike so many times in one world: each of its kinds in turn, the first a long one."""
+    outcomes: list[Outcome] = []
+    topology = Topology(5)
+    try:
+        with tempfile.TemporaryDirectory() as folder, world(topology, Path(folder), kind) as there:
+            kinds = itertools.cycle(fault for fault in FAULTS if kind in fault.worlds)
+            for number, fault in enumerate(itertools.islice(kinds, times)):
+                seconds = _LONG if number == 0 else random.uniform(*_LASTING)
+                outcomes.append(strike(there, fault, seconds))
+    finally:
+        topology.close()
+    return outcomes
+
+
+def main(times: int = 100, seed: int = 0) -> int:
+    random.seed(seed)
+    begin = time.monotonic()
+    outcomes: list[Outcome] = []
+    for kind in get_args(Kind):
+        outcomes += strikes(kind, max(1, round(times * _SHARES[kind] / 100)))
+    print(table(outcomes))
+    missed = faults_of(outcomes)
+    print(f"\n{len(outcomes)} faults in {time.monotonic() - begin:.0f} s; " +
+          ("every goal was met" if not missed else "missed:"), *missed, sep="\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
