@@ -5,6 +5,7 @@ FlannelUdpError                 every error that is somebody's to mend; str() is
 ├── ConfigError                 flannel's network configuration: which key, which value, what would be right
 ├── RegistryError               where leases live
 │   ├── RegistryUnavailable     cannot be reached or opened; may work later
+│   │   └── RegistryRefused     answered that it will not: it is full, or who asks may not; nothing was done
 │   ├── NoConfig                holds no network configuration yet
 │   ├── Conflict                compare-and-swap found another revision than expected
 │   └── Compacted               the revision to watch from is gone: take a new snapshot
@@ -50,6 +51,10 @@ class RegistryError(FlannelUdpError):
 
 class RegistryUnavailable(RegistryError):
     """The registry cannot be reached now."""
+
+
+class RegistryRefused(RegistryUnavailable):
+    """The registry answered, and will not."""
 
 
 class NoConfig(RegistryError):

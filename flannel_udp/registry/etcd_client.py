@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from flannel_udp import logs
-from flannel_udp.errors import RegistryUnavailable
+from flannel_udp.errors import RegistryRefused, RegistryUnavailable
 from flannel_udp.registry.etcd_endpoint import EtcdEndpoint, TlsFiles
 from flannel_udp.registry.etcd_shim import grpc, rpc
 
@@ -47,7 +47,7 @@ _DENIED: Final = "permission denied"
 _NOT_HIM: Final = "authentication failed"
 
 
-class Refused(RegistryUnavailable):
+class Refused(RegistryRefused):
     """etcd answered that it will not; nothing was done."""
 
     def __init__(self, text: str, code: object, reason: str, stale: bool) -> None:

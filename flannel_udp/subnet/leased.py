@@ -33,6 +33,7 @@ from flannel_udp.errors import (
     LeaseError,
     NoConfig,
     RegistryError,
+    RegistryRefused,
     RegistryUnavailable,
     UsageError,
 )
@@ -59,10 +60,11 @@ if TYPE_CHECKING:
 TTL: Final = 86400.0  # specification: flannel's 24 hours
 RENEW_MARGIN: Final = 3600.0  # specification: flannel's default of 60 minutes
 ACQUIRE_TIMEOUT: Final = 30.0  # our choice: seconds of lost races before giving up
-_BACKOFF_MIN: Final = 0.1  # specification: flannel's reconnection delays
-_BACKOFF_MAX: Final = 5.0
+# Our choices, in seconds: a change is to be applied within 2 s of a server's return.
+_BACKOFF_MIN: Final = 0.1
+_BACKOFF_MAX: Final = 1.0
 _CLOSE_SECONDS: Final = 1.0
-GRACE: Final = 30.0  # our choice: seconds for peers to come back to a new registry; each tries at least every 5
+GRACE: Final = 30.0  # our choice: seconds for peers to come back to a new registry; each tries again within seconds
 _KEY_SHOWN: Final = 64  # our choice: characters of a key in the log
 
 
@@ -105,6 +107,7 @@ class LeasedSubnetManager:
         self._watch: Watch | None = None
         self._down_since: float | None = None
         self._told_down: set[str] = set()
+        self._told_refused = ""
         self._delay = _BACKOFF_MIN
         self.counters = {"renewals": 0, "resyncs": 0, "lost_races": 0, "skipped_keys": 0, "errors": 0}
         # What health() tells, by whichever thread called the registry last; this lock is never held over a call.
@@ -224,9 +227,22 @@ class LeasedSubnetManager:
                 renewed = self._own.lease if self._own.renew() else None
             except Conflict:
                 renewed, self._stale = None, True  # somebody wrote it: a snapshot shows who
+            except RegistryRefused as error:  # it answers, so the watch goes on
+                renewed = None
+                self._put_off(error)
+        if renewed and self._told_refused:
+            self._told_refused = ""
+            self._post(Trouble("registry-recovered", "the lease is renewed again"))
         if renewed:
             self.counters["renewals"] += 1
             self._post(OwnLeaseRenewed(renewed))
+
+    def _put_off(self, error: RegistryRefused) -> None:
+        self._note_failure(error)
+        self._own.put_off()
+        if str(error) != self._told_refused:
+            self._told_refused = str(error)
+            self._post(Trouble("renewal-refused", f"{error}; the lease is not renewed, which is tried again and again"))
 
     def _resync(self) -> None:
         """Compare everything with a snapshot."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flannel_udp.errors import Conflict, LeaseError
 from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_attrs, encode_attrs, parse_subnet_key, subnet_key
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from flannel_udp.config import NetworkConfig
     from flannel_udp.registry import Registry
+
+_RETRY: Final = 10.0  # our choice: seconds until a renewal that was refused is tried again
 
 
 class OwnLease:
@@ -87,6 +89,10 @@ class OwnLease:
             return False
         self._write(self._entry(), self.lease.attrs)
         return True
+
+    def put_off(self) -> None:
+        """Renew a little later: the registry will not now."""
+        self.renew_at = self._clock() + min(_RETRY, self._margin / 4)
 
     def release(self) -> None:
         """Delete the lease, so that its subnet is free at once."""

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
-from flannel_udp.errors import RegistryUnavailable
+from flannel_udp.errors import RegistryRefused, RegistryUnavailable
 from flannel_udp.lease import LeaseAttrs, encode_attrs
 from flannel_udp.registry import Change, Entry, Listing, StoredConfig
 from flannel_udp.registry.bell import ring
@@ -106,11 +106,12 @@ def attrs(ip: str) -> LeaseAttrs:
 
 
 class Gated(SqliteRegistry):
-    """A registry that can be cut off."""
+    """A registry that can be cut off, or full."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.down = threading.Event()
+        self.full = threading.Event()
         self.refusals = 0
 
     def check(self) -> None:
@@ -132,6 +133,9 @@ class Gated(SqliteRegistry):
 
     def update(self, key: str, value: bytes, ttl: float | None, expected: int) -> Entry:
         self.check()
+        if self.full.is_set():
+            self.refusals += 1
+            raise RegistryRefused("no space left")
         return super().update(key, value, ttl, expected)
 
     def cut(self) -> None:

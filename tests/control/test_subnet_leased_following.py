@@ -186,6 +186,22 @@ def test_renewal_survives_an_outage(world: World) -> None:
     wait_until(lambda: manager.counters["renewals"] > renewals, "a renewal after the outage")
 
 
+def test_a_registry_that_refuses_to_renew_is_still_followed(world: World) -> None:
+    registry = Gated(world.path)
+    manager = world.manager(registry=registry, ttl=30, renew_margin=29.8)
+    manager.acquire(attrs("1.1.1.1"))
+    registry.full.set()
+    events = Events(manager)
+    wait_until(lambda: registry.refusals, "a renewal is refused")
+    other = world.manager().acquire(attrs("2.2.2.2"))
+    events.next(PeersReset)
+    assert events.next(Trouble).cause == "renewal-refused"
+    assert [lease.subnet for lease in events.next(PeersChanged).put] == [other.subnet]
+    assert manager.counters["resyncs"] == 1
+    registry.full.clear()
+    assert events.next(Trouble).detail == "the lease is renewed again"
+
+
 def test_config_changes_are_told_once_with_their_problem(world: World) -> None:
     manager = world.manager()
     manager.config()
