@@ -6,13 +6,9 @@ other's place on a host.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import signal
-import socket
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network
 from itertools import combinations, permutations
 from pathlib import Path
@@ -22,7 +18,8 @@ import pytest
 
 from ..conftest import DEADLINE, require, require_commands, require_tun, wait_until
 from ..netns.node_daemon import Daemon
-from ..netns.topology import Node, Place, Topology
+from ..netns.topology import Node, Topology
+from ..netns.transfer import transfer
 from .etcd_cluster import memory
 from .etcd_host import PREFIX, Store
 
@@ -129,36 +126,11 @@ def mixed(tmp_path: Path) -> Iterator[Mixed]:
         topology.close()
 
 
-def transfer(source: Place, target: Place, address: str) -> None:
-    """Send bytes over TCP and compare their hashes."""
-    data = os.urandom(_SIZE)
-    with target.entered():
-        listener = socket.create_server((address, 0))
-    listener.settimeout(DEADLINE)
-
-    def receive() -> str:
-        digest = hashlib.sha256()
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(DEADLINE)
-            while received := connection.recv(1 << 20):
-                digest.update(received)
-        return digest.hexdigest()
-
-    with listener, ThreadPoolExecutor(1) as pool:
-        received = pool.submit(receive)
-        with source.entered():
-            connection = socket.create_connection(listener.getsockname(), DEADLINE)
-        with connection:
-            connection.sendall(data)
-        assert received.result() == hashlib.sha256(data).hexdigest()
-
-
 def test_all_pairs_of_pods_ping_and_transfer_both_ways(mixed: Mixed) -> None:
     pods = [agent.node.add_pod(agent.subnet()) for agent in mixed.agents]
     for one, two in permutations(pods, 2):
         assert one.ping(two.address, "-s", "1400").returncode == 0, f"{one.name} to {two.name}"
-        transfer(one, two, f"{two.address}")
+        transfer(one, two, two.address, _SIZE)
 
 
 def test_what_is_written_is_the_same_to_the_byte(mixed: Mixed) -> None:

@@ -4,7 +4,6 @@ FLANNEL_UDP_LONG=1 (make test-long) gives transfers their full size and the matr
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import socket
@@ -25,6 +24,7 @@ from ..dataplane.packets import naive_checksum
 from .agent import Agent, subnet_of
 from .ethtool import offloads_off
 from .topology import Topology
+from .transfer import BLOCK, family_of, transfer
 
 MakePair: TypeAlias = Callable[..., tuple[Agent, Agent]]
 
@@ -32,7 +32,6 @@ LONG = "FLANNEL_UDP_LONG" in os.environ
 SIZE = 1 << 30 if LONG else 64 << 20
 PART = 64 << 20 if LONG else 16 << 20
 """Bytes where one factor is changed."""
-BLOCK = os.urandom(1 << 20)
 RUN = 127
 """Datagrams in a message, at most."""
 UDP_SEGMENT = 103  # linux/udp.h
@@ -81,42 +80,12 @@ def pair(topology: Callable[..., Topology]) -> Iterator[MakePair]:
         assert [agent.exits for agent in made] == [[]] * len(made)
 
 
-def transfer(client: Agent, server: Agent, size: int, salt: int = 0) -> None:
-    """Send bytes over TCP and compare their hashes."""
-    sent, block = hashlib.sha256(), struct.pack("!I", salt) + BLOCK[4:]
-    with server.node.entered():
-        listener = socket.create_server((f"{server.tunnel}", 0), family=family_of(server))
-    listener.settimeout(DEADLINE)
-
-    def receive() -> str:
-        digest = hashlib.sha256()
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(DEADLINE)
-            while received := connection.recv(1 << 20):
-                digest.update(received)
-        return digest.hexdigest()
-
-    with listener, ThreadPoolExecutor(1) as pool:
-        received = pool.submit(receive)
-        with client.node.entered():
-            connection = socket.create_connection(listener.getsockname()[:2], DEADLINE)
-        with connection:
-            for _ in range(size // len(block)):
-                connection.sendall(block)
-                sent.update(block)
-        assert received.result() == sent.hexdigest()
-
-
-def family_of(agent: Agent) -> socket.AddressFamily:
-    return socket.AF_INET if agent.family == 4 else socket.AF_INET6
-
-
 def both_ways(one: Agent, two: Agent, size: int, flows: int = 1) -> None:
     """TCP in each direction, one after the other, in so many flows that share the size."""
     for client, server in ((one, two), (two, one)):
         with ThreadPoolExecutor(flows) as pool:
-            done = [pool.submit(transfer, client, server, size // flows, salt) for salt in range(flows)]
+            done = [pool.submit(transfer, client.node, server.node, server.tunnel, size // flows, salt)
+                    for salt in range(flows)]
         for flow in done:
             flow.result()
 
@@ -200,7 +169,7 @@ class Sequenced:
     def __init__(self, source: Agent, sink: Agent) -> None:
         self.source, self.family = source, source.family
         with sink.node.entered():
-            self.sink = socket.socket(family_of(sink), socket.SOCK_DGRAM)
+            self.sink = socket.socket(family_of(sink.tunnel), socket.SOCK_DGRAM)
         self.sink_agent = sink
         self.sink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
         self.sink.bind((f"{sink.tunnel}", 0))
@@ -211,7 +180,7 @@ class Sequenced:
     def send(self, flow: int, count: int, size: int, segment: int) -> None:
         """Send at full rate; `segment`: so many datagrams per call."""
         with self.source.node.entered():
-            sender = socket.socket(family_of(self.source), socket.SOCK_DGRAM)
+            sender = socket.socket(family_of(self.source.tunnel), socket.SOCK_DGRAM)
         with sender:
             sender.bind((f"{self.source.tunnel}", 0))
             sender.connect(self.sink.getsockname()[:2])

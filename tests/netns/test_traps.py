@@ -14,8 +14,9 @@ from ..conftest import DEADLINE, require_tun, wait_until
 from ..dataplane import test_coalesce, test_segment, test_send
 from ..dataplane.super_packets import ALL, BULK4, NAMES, UDP4, UDP6, Flow, text
 from .agent import Agent, subnet_of
-from .test_transfers import Sequenced, checksum_errors, segments_per_message, transfer
+from .test_transfers import Sequenced, checksum_errors, segments_per_message
 from .topology import Node, Topology
+from .transfer import transfer
 
 MakePair: TypeAlias = Callable[..., tuple[Agent, Agent]]
 
@@ -135,9 +136,9 @@ def test_trap_11_a_path_mtu_that_shrinks(pair: MakePair) -> None:
     """Super-packets of segments that no longer fit: the sender is told, and TCP converges. With routers and pods:
     test_forwarder.py."""
     one, two = pair()
-    transfer(one, two, 1 << 20)
+    transfer(one.node, two.node, two.tunnel, 1 << 20)
     one.node.ip(f"route add {two.address}/32 dev eth0 mtu 1300")
-    transfer(one, two, 4 << 20)
+    transfer(one.node, two.node, two.tunnel, 4 << 20)
     assert one.outcomes("out")["too_big"] > 0
     assert one.forwarder.given_up() == {}
     assert segments_per_message(one) > 2
