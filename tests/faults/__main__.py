@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Final, get_args
@@ -15,6 +15,8 @@ from .figures import Outcome, faults_of, strike, table
 from .kinds import FAULTS
 from .world import Kind, world
 
+_LOGS: Final = Path(".cache/faults").absolute()
+"""What the daemons of the last run had to say."""
 _SHARES: Final = {"one": 50, "three": 26, "users": 9, "slow": 15}
 _LASTING: Final = (2.0, 9.0)
 _LONG: Final = 61.0
@@ -26,7 +28,10 @@ def strikes(kind: Kind, times: int) -> list[Outcome]:
     outcomes: list[Outcome] = []
     topology = Topology(5)
     try:
-        with tempfile.TemporaryDirectory() as folder, world(topology, Path(folder), kind) as there:
+        folder = _LOGS / kind
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with world(topology, folder, kind) as there:
             kinds = itertools.cycle(fault for fault in FAULTS if kind in fault.worlds)
             for number, fault in enumerate(itertools.islice(kinds, times)):
                 seconds = _LONG if number == 0 else random.uniform(*_LASTING)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import time
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-from flannel_udp.errors import ControlError
 
 from ..conftest import wait_until
 from ..interop.etcd_cluster import memory
@@ -161,10 +160,11 @@ class World:
 
     def hold(self, seconds: float) -> None:
         """Let a fault last; nobody asks the daemons meanwhile, so that what they use is for etcd's sake."""
-        begin, before = time.monotonic(), [used(daemon) for daemon in self.daemons]
+        loops = [packet_threads(daemon) for daemon in self.daemons]
+        begin, before = time.monotonic(), [used(*pair) for pair in zip(self.daemons, loops, strict=True)]
         time.sleep(seconds)
-        passed = time.monotonic() - begin
-        self.cpu += [(used(daemon) - start) / passed for daemon, start in zip(self.daemons, before, strict=True)]
+        passed, after = time.monotonic() - begin, [used(*pair) for pair in zip(self.daemons, loops, strict=True)]
+        self.cpu += [(end - start) / passed for start, end in zip(before, after, strict=True)]
         for daemon in self.daemons:
             self.routes(daemon)
 
@@ -183,16 +183,17 @@ class World:
         (daemon.home / "state" / "subnet.env").unlink()
 
 
-def used(daemon: Daemon) -> float:
+def packet_threads(daemon: Daemon) -> list[Path]:
+    """Where the kernel accounts for the threads that move packets."""
+    return [Path(f"/proc/{daemon.process.pid}/task/{thread['native_id']}/schedstat")
+            for thread in daemon.status()["threads"] if _LOOPS.fullmatch(thread["name"])]
+
+
+def used(daemon: Daemon, loops: list[Path]) -> float:
     """Seconds of CPU that a daemon used, except for its packets."""
-    task = Path(f"/proc/{daemon.process.pid}")
-    ticks = (task / "stat").read_text().rpartition(")")[2].split()[11:13]
-    loops = 0
-    with contextlib.suppress(ControlError):
-        for thread in daemon.status()["threads"]:
-            if _LOOPS.fullmatch(thread["name"]):
-                loops += int((task / f"task/{thread['native_id']}/schedstat").read_text().split()[0])
-    return sum(map(int, ticks)) / 100 - loops / 1e9
+    ticks = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    packets = sum(int(loop.read_text().split()[0]) for loop in loops)
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") - packets / 1e9
 
 
 @contextlib.contextmanager
