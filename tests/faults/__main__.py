@@ -19,12 +19,12 @@ _LOGS: Final = Path(".cache/faults").absolute()
 """What the daemons of the last run had to say."""
 _SHARES: Final = {"one": 50, "three": 26, "users": 9, "slow": 15}
 _LASTING: Final = (2.0, 9.0)
-_LONG: Final = 61.0
-"""Once in each world that has the room for it: more than a minute, for the lines in a minute."""
+_LONG: Final = {"one": 61.0, "three": 61.0}
+"""The first fault of these worlds lasts longer than a minute, for the lines in a minute."""
 
 
 def strikes(kind: Kind, times: int) -> list[Outcome]:
-    """Strike so many times in one world: each of its kinds in turn, the first a long one."""
+    """Strike so many times in one world: each of its kinds in turn."""
     outcomes: list[Outcome] = []
     topology = Topology(5)
     try:
@@ -34,7 +34,7 @@ def strikes(kind: Kind, times: int) -> list[Outcome]:
         with world(topology, folder, kind) as there:
             kinds = itertools.cycle(fault for fault in FAULTS if kind in fault.worlds)
             for number, fault in enumerate(itertools.islice(kinds, times)):
-                seconds = _LONG if number == 0 else random.uniform(*_LASTING)
+                seconds = random.uniform(*_LASTING) if number else _LONG.get(kind, _LASTING[1])
                 outcomes.append(strike(there, fault, seconds))
     finally:
         topology.close()
