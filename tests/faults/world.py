@@ -67,6 +67,7 @@ class World:
         self.cpu: list[float] = []
         """What each daemon used of a core while etcd was away, its packets aside."""
         self.settle()
+        self.wrong.clear()  # of the time before they knew each other
         self.traffic = Traffic([(daemon.node, daemon.subnet()[0]) for daemon in self.daemons])
 
     def access(self) -> list[str]:
