@@ -45,6 +45,7 @@ class NodeOptions:
     subnet_file: Path = DEFAULT_SUBNET_FILE
     renew_margin: float = DEFAULT_RENEW_MARGIN
     lease_ttl: float = DEFAULT_LEASE_TTL
+    release_on_exit: bool = False
     registry: str = DEFAULT_REGISTRY
     etcd: EtcdOptions = field(default_factory=EtcdOptions)
     ip_masq: bool = False
@@ -241,6 +242,8 @@ FLAGS = (
     Flag("subnet-lease-renew-margin", "renew_margin", _margin,
          "renew the lease so long before it ends (default 60, or half of a shorter lease)", "MINUTES"),
     Flag("lease-ttl", "lease_ttl", _ttl, f"life of an unrenewed lease (default {DEFAULT_LEASE_TTL:.0f})", "SECONDS"),
+    Flag("release-on-exit", "release_on_exit", _boolean,
+         "at a stop give the lease back: the subnet is free at once, and the next start may get another"),
     Flag("ip-masq", "ip_masq", _masquerade, "masquerade what leaves the overlay; only =false until rules are built"),
     Flag("source-check", "source_check", _source_check,
          "whose datagrams to take: of any node that has a lease, only of the one that leases the inner source, of all "
@@ -324,6 +327,16 @@ def access(words: Mapping[str, str | None], environ: Mapping[str, str] = os.envi
         if flag.name in given:
             values[flag.field] = _read(flag, *given[flag.name][-1])
     return values.get("registry", DEFAULT_REGISTRY), _etcd(values, given)
+
+
+def read_public_ip(text: str | None) -> IPv4Address | None:
+    """Read --public-ip for a command other than run."""
+    return None if text is None else _read(_BY_NAME["public-ip"], text, "--public-ip")  # type: ignore[return-value]
+
+
+def read_public_ipv6(text: str | None) -> IPv6Address | None:
+    """Read --public-ipv6 for a command other than run."""
+    return None if text is None else _read(_BY_NAME["public-ipv6"], text, "--public-ipv6")  # type: ignore[return-value]
 
 
 def usage() -> str:

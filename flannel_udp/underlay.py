@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
@@ -92,6 +92,25 @@ def find_external_interface(options: NodeOptions, links: UnderlayLinks, *, ipv4:
         except _Miss as miss:
             missed.append(str(miss))
     raise UnderlayError(f"no external interface: {'; '.join(missed)}")
+
+
+def follow_external_interface(now: ExternalInterface, options: NodeOptions, links: UnderlayLinks, *,
+                              ipv4: bool = True, ipv6: bool = False) -> ExternalInterface:
+    """What to use instead of `now`, chosen anew; `now` itself where nothing changed or nothing can be had.
+
+    An address that is still there is kept, although another may rank before it by now.
+    """
+    try:
+        fresh = find_external_interface(options, links, ipv4=ipv4, ipv6=ipv6)
+    except UnderlayError:
+        return now
+    if fresh.index == now.index:
+        here = {one.ip for one in links.addresses(now.index) if not one.deprecated}
+        if now.address in here:
+            fresh = replace(fresh, address=now.address, public_address=now.public_address)
+        if now.address6 in here:
+            fresh = replace(fresh, address6=now.address6, public_address6=now.public_address6)
+    return now if replace(fresh, reason=now.reason) == now else fresh
 
 
 def open_underlay_sockets(address: Address, port: int, *, segment: bool = True, gro: bool = True) -> UnderlaySockets:

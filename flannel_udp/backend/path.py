@@ -2,7 +2,7 @@
 
     open() ─> running ── move(): another lease, nothing interrupted
                  │ broke(): device deleted, or a loop ended by itself
-                 v
+                 v         rebase(): another underlay; device and routes stay
               broken ── mend(): opened anew with growing delays, until it holds
 The forwarder outlives its devices: routes, peers and counters stay. All of it belongs to the owner thread.
 """
@@ -88,10 +88,7 @@ class DataPath:
         self.tun = self.backend.open_device(lease, self._links)
         self.tell_own()
         self.publish()
-        self._starts += 1
-        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets.granted.offloads)
-        self.forwarder.start(self.tun.fd, self._sockets.street.fileno(), self._sockets.path.fileno(),
-                             partial(self._ended, self._starts), doors)
+        self._run()
         self._tell_refusals()
         self._opened_at = time.monotonic()
 
@@ -110,6 +107,20 @@ class DataPath:
         if self.tun:
             self.tun.move(self.backend.tunnel(lease), self._links)
         self.tell_own()
+
+    def rebase(self, backend: Backend, *, reopen: bool) -> None:
+        """Go over to another underlay; `reopen`: its address is another. Packets wait in the device meanwhile."""
+        self.backend = backend
+        if self.tun is None or self._sockets is None:
+            return  # mend() opens by what is said now
+        if reopen:
+            sockets = backend.open_sockets()
+            self.forwarder.stop()
+            self._sockets.close()
+            self._sockets = sockets
+            self._run()
+        self.tun.mtu = backend.mtu
+        self.assure()
 
     def tell_own(self, *, afresh: bool = True) -> None:
         """Tell the forwarder which subnet and addresses are this node's; unless `afresh`, addresses as known."""
@@ -193,6 +204,14 @@ class DataPath:
         if self.tun is None or self._sockets is None:
             return []
         return report((self.tun.granted, self._sockets.granted), self.forwarder.given_up())
+
+    def _run(self) -> None:
+        assert self.tun
+        assert self._sockets
+        self._starts += 1
+        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets.granted.offloads)
+        self.forwarder.start(self.tun.fd, self._sockets.street.fileno(), self._sockets.path.fileno(),
+                             partial(self._ended, self._starts), doors)
 
     def _tell_refusals(self) -> None:
         """Say once what the kernel refused, not again with each device that is opened anew."""

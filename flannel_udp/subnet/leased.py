@@ -9,7 +9,8 @@ of it. While the registry cannot be reached nothing is taken back: peers and the
 
 A registry may also come back as another one, made anew or restored from a backup. What it says of the own lease counts
 at once, for the lease is taken again then; peers that it does not know have a grace to do the same before their routes
-are dropped.
+are dropped. So have peers whose leases are deleted together with this node's, for whoever deleted the whole folder
+deleted nodes that live.
 
 Two nodes with the same public address share one lease, as in flannel: each takes the other for its own former self. It
 shows only when the other writes, and is told then (Trouble "own-lease-shared").
@@ -59,11 +60,13 @@ if TYPE_CHECKING:
 TTL: Final = 86400.0  # specification: flannel's 24 hours
 RENEW_MARGIN: Final = 3600.0  # specification: flannel's default of 60 minutes
 ACQUIRE_TIMEOUT: Final = 30.0  # our choice: seconds of lost races before giving up
-_BACKOFF_MIN: Final = 0.1  # specification: flannel's reconnection delays
-_BACKOFF_MAX: Final = 5.0
+# Our choices, in seconds: a change is to be applied within 2 s of a server's return.
+_BACKOFF_MIN: Final = 0.1
+_BACKOFF_MAX: Final = 1.0
 _CLOSE_SECONDS: Final = 1.0
-GRACE: Final = 30.0  # our choice: seconds for peers to come back to a new registry; each tries at least every 5
-_KEY_SHOWN: Final = 64  # our choice: characters of a key in the log
+GRACE: Final = 30.0  # our choice: seconds for peers to come back to a new registry; each tries again within seconds
+_KEY_SHOWN: Final = 64  # our choice: characters of a key in the log, and how many keys are named in one line
+_KEYS_SHOWN: Final = 4
 
 
 class LeasedSubnetManager:
@@ -146,7 +149,9 @@ class LeasedSubnetManager:
     def update(self, attrs: LeaseAttrs) -> Lease:
         """See the protocol."""
         with self._lock, self._noted():
-            return self._own.update(attrs)
+            lease = self._own.update(attrs)
+            self._stale = True  # under another address other leases are this node's own, and no peers
+            return lease
 
     def events(self, post: Callable[[SubnetEvent], None]) -> None:
         """See the protocol."""
@@ -239,12 +244,13 @@ class LeasedSubnetManager:
             found = next((put for put in puts if put.key == self._own.key), None)
             told += self._own.compare(found or LeaseEvent("delete", self._own.key, listing.revision))
             peers = [self._own.as_peer(put) for put in puts]
+            self._stale = False
         # A registry without the own lease may be a new one too, whose count has overtaken the old one's.
         other = listing.revision < known or bool(own and not found)
         difference = self._peers.reset(peers, keep=self._in_grace(other))
         if other:
             told += self._tell_other(listing.revision, known, {put.key for put in puts})
-        self._revision, self._stale = listing.revision, False
+        self._revision = listing.revision
         self.counters["resyncs"] += 1
         if self._first:
             told.append(PeersReset(tuple(self._peers.leases.values())))
@@ -285,6 +291,7 @@ class LeasedSubnetManager:
         self._revision = changes[-1].revision
         told: list[SubnetEvent] = []
         peers: list[LeaseEvent] = []
+        deleted: set[str] = set()
         with self._lock:
             for change in changes:
                 if change.kind == "config" or change.kind == "config-delete":
@@ -296,11 +303,26 @@ class LeasedSubnetManager:
                 told += self._own.judge(event)
                 if held and self._own.lease is None:
                     self._stale = True  # what was no peer beside the own lease may be one now
+                    if event.kind == "delete":
+                        self._grace_until = time.monotonic() + self._grace
+                if event.kind == "delete" and event.key != self._own.key:
+                    deleted.add(event.key)
                 peers.append(self._own.as_peer(event))
+        if self._grace_left() and self._grace_until is not None:
+            told += self._hold(deleted & self._peers.leases.keys())
+            peers = [event for event in peers if event.kind != "delete" or event.key not in deleted]
         difference = self._peers.apply(peers)
         if difference.put or difference.deleted:
             told.append(PeersChanged(difference.put, difference.deleted))
         self._tell(told, difference.skipped)
+
+    def _hold(self, keys: set[str]) -> list[SubnetEvent]:
+        """Say of which deleted peers the routes stand until the grace is over."""
+        if not keys:
+            return []
+        which = ", ".join(sorted(keys)) if len(keys) <= _KEYS_SHOWN else f"{len(keys)} leases"
+        return [Trouble("leases-deleted", f"{which} deleted, together with this node's or soon after; packets go there "
+                        f"as before for up to {self._grace:g} s, in which a living node takes its lease again")]
 
     def _judge_config(self, text: str | None) -> list[SubnetEvent]:
         if self._config is None:

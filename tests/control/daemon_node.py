@@ -62,6 +62,7 @@ class Node:
                 self.status = error
                 raise
 
+        self.backend.external = None  # of a run before
         self.daemon = Daemon(self.options, self.manager)
         thread = threading.Thread(target=run)
         thread.start()

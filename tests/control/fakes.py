@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_interface
 from typing import Any
@@ -16,7 +17,7 @@ from flannel_udp.link import Address, Interface, Link, LinkAddress, LinkEvent, N
 from flannel_udp.offload import Granted, Refusal
 from flannel_udp.subnet import ManagerHealth, PeersReset, SubnetEvent
 from flannel_udp.tun import Tun, TunLinks
-from flannel_udp.underlay import UnderlaySockets
+from flannel_udp.underlay import ExternalInterface, UnderlaySockets
 
 CONFIG = parse_network_config('{"Network": "10.5.0.0/16"}')
 COUNTERS = ("renewals", "resyncs", "lost_races", "skipped_keys", "errors")
@@ -41,9 +42,11 @@ class FakeManager:
 
     configs: list[NetworkConfig | Exception] = field(default_factory=lambda: [CONFIG])
     leases: list[Any] = field(default_factory=lambda: [lease("10.5.1.0/24")])
+    updates: list[Any] = field(default_factory=lambda: [lease("10.5.1.0/24")])
     peers: tuple[Lease, ...] = ()
     deeds: list[str] = field(default_factory=list)
     post: Callable[[SubnetEvent], None] = print
+    refusal: FlannelUdpError | None = None
     lag: float = 0.0
     trouble: str = ""
 
@@ -59,14 +62,18 @@ class FakeManager:
         return acquired
 
     def update(self, attrs: LeaseAttrs) -> Lease:
-        raise AssertionError(f"nobody asked for {attrs}")
+        self.deeds.append(f"update {attrs.public_ip}")
+        updated: Lease = drawn(self.updates)
+        return replace(updated, attrs=attrs)
 
     def events(self, post: Callable[[SubnetEvent], None]) -> None:
         self.post = post
         post(PeersReset(self.peers))
 
     def release(self) -> None:
-        raise AssertionError("the lease must stay for the next start")
+        self.deeds.append("release")
+        if self.refusal:
+            raise self.refusal
 
     def health(self) -> ManagerHealth:
         return ManagerHealth(self.lag, self.trouble, None, dict.fromkeys(COUNTERS, 0))
@@ -232,18 +239,25 @@ class FakeBackend:
         self.sockets: list[socket.socket] = []
         self.queues: list[FakeQueue] = []
         self.port = 8285
+        self.external: ExternalInterface | None = None
         self.granted = Granted(("tun_csum",), (Refusal(("tun_tso4", "tun_tso6"), "Invalid argument"),))
 
-    def __call__(self, *_: object) -> "FakeBackend":
+    def __call__(self, _: object, external: ExternalInterface, *__: object) -> "FakeBackend":
         self.refuse("make")
-        return self
+        if self.external is None:
+            self.external = external
+            return self
+        moved = copy(self)  # as the real one: a new value on another interface, of the same plane
+        moved.external, moved.mtu = external, external.mtu - 28
+        return moved
 
     def refuse(self, step: str) -> None:
         if step in self.refusals:
             raise self.refusals[step]
 
     def attrs(self) -> LeaseAttrs:
-        return LeaseAttrs(OWN_ADDRESS)
+        assert self.external
+        return LeaseAttrs(self.external.public_address)
 
     def subnet(self, lease: Lease) -> IPv4Network:
         assert lease.subnet
@@ -276,8 +290,9 @@ class FakeBackend:
 
     def open_sockets(self) -> UnderlaySockets:
         self.refuse("open_sockets")
-        self.sockets = list(socket.socketpair())
-        return UnderlaySockets(self.sockets[0], self.sockets[1], Granted(("udp_segment",)))
+        street, path = socket.socketpair()
+        self.sockets += [street, path]
+        return UnderlaySockets(street, path, Granted(("udp_segment",)))
 
     def all_closed(self) -> bool:
         return (not self.plane.running and all(one.fileno() == -1 for one in self.sockets)
