@@ -104,6 +104,7 @@ class LeasedSubnetManager:
         self._revision = 0
         self._stale = True  # a snapshot is wanted
         self._grace_until: float | None = None
+        self._held: set[str] = set()  # deleted, and told to stand until then
         self._first = True
         self._watch: Watch | None = None
         self._down_since: float | None = None
@@ -248,8 +249,8 @@ class LeasedSubnetManager:
         # A registry without the own lease may be a new one too, whose count has overtaken the old one's.
         other = listing.revision < known or bool(own and not found)
         difference = self._peers.reset(peers, keep=self._in_grace(other))
-        if other:
-            told += self._tell_other(listing.revision, known, {put.key for put in puts})
+        absent = self._peers.leases.keys() - {put.key for put in puts}
+        told += self._tell_other(listing.revision, known, absent) if other else self._hold(absent)
         self._revision = listing.revision
         self.counters["resyncs"] += 1
         if self._first:
@@ -271,6 +272,7 @@ class LeasedSubnetManager:
             self._grace_until = time.monotonic() + self._grace
         if not self._grace_left():
             self._grace_until = None
+            self._held.clear()
         return self._grace_until is not None
 
     def _grace_left(self) -> float:
@@ -278,7 +280,8 @@ class LeasedSubnetManager:
         return math.inf if self._grace_until is None else max(0.0, self._grace_until - time.monotonic())
 
     def _tell_other(self, revision: int, known: int, keys: set[str]) -> list[SubnetEvent]:
-        absent = len(self._peers.leases.keys() - keys)
+        self._held |= keys
+        absent = len(keys)
         if revision >= known and not absent:
             return []
         other = f"the registry is another one than before, at revision {revision} after {known}"
@@ -317,9 +320,11 @@ class LeasedSubnetManager:
         self._tell(told, difference.skipped)
 
     def _hold(self, keys: set[str]) -> list[SubnetEvent]:
-        """Say of which deleted peers the routes stand until the grace is over."""
+        """Say, once, of which deleted peers the routes stand until the grace is over."""
+        keys = keys - self._held
         if not keys:
             return []
+        self._held |= keys
         which = ", ".join(sorted(keys)) if len(keys) <= _KEYS_SHOWN else f"{len(keys)} leases"
         return [Trouble("leases-deleted", f"{which} deleted, together with this node's or soon after; packets go there "
                         f"as before for up to {self._grace:g} s, in which a living node takes its lease again")]

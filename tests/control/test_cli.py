@@ -99,7 +99,8 @@ def test_run_tells_wrong_flags_in_one_line_and_points_at_the_help(told: Told) ->
     assert told("run", "--help")[1].startswith("usage: flannel-udp run")
 
 
-COMMANDS = [[], ["status"], ["leases"], ["config"], ["config", "get"], ["config", "set"], ["config", "check"], ["lab"],
+COMMANDS = [[], ["status"], ["leases"], ["leases", "reserve"],
+            ["leases", "release"], ["config"], ["config", "get"], ["config", "set"], ["config", "check"], ["lab"],
             ["lab", "up"], ["lab", "exec"], ["lab", "status"], ["lab", "packet"], ["lab", "down"], ["lab", "demo"]]
 
 

@@ -72,7 +72,7 @@ def test_daemons_share_an_overlay_over_etcd(topology: Callable[..., Topology], t
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_deleted_prefix_interrupts_no_route(topology: Callable[..., Topology], tmp_path: Path, version: str) -> None:
-    """Leases and configuration go at one revision; both nodes take their subnets again, and no packet is without way."""
+    """Leases and configuration go at one revision; both nodes take their subnets again, and no packet is lost."""
     require_tun()
     one, two = topology(2).nodes
     start_etcd(one, tmp_path, version)

@@ -1,6 +1,6 @@
 """Daemons whose underlay changes under them: the lease follows, peers follow, no restart, and ping goes on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -18,8 +18,8 @@ OTHER = IPv4Network("198.51.100.0/24")
 
 
 @pytest.fixture
-def pair(topology: Callable[..., Topology], tmp_path: Path) -> Iterator[tuple[Topology, Daemon, Daemon]]:
-    """Two nodes that know each other, with a pod each; node1 leaves by its default route, so it may be led elsewhere."""
+def pair(topology: Callable[..., Topology], tmp_path: Path) -> tuple[Topology, Daemon, Daemon]:
+    """Two nodes that know each other, with a pod each; their underlay is that of the default route."""
     require_tun()
     url = f"sqlite://{tmp_path}/registry.db"
     with closing(open_registry(url)) as opened:
@@ -32,7 +32,7 @@ def pair(topology: Callable[..., Topology], tmp_path: Path) -> Iterator[tuple[To
     for daemon in (one, two):
         wait_until(lambda daemon=daemon: daemon.status()["peers"], "it has a peer")  # type: ignore[misc]
     assert reached(one, two)
-    yield made, one, two
+    return made, one, two
 
 
 def reached(one: Daemon, two: Daemon) -> bool:
