@@ -26,6 +26,7 @@ DEFAULT_LEASE_TTL = 86400.0
 DEFAULT_REGISTRY = "etcd://"
 DEFAULT_RENEW_MARGIN = 3600.0
 EVERYWHERE = IPv4Address(0)
+DEFAULT_RESYNC = 5.0
 
 
 def default_threads() -> int:
@@ -48,6 +49,11 @@ class NodeOptions:
     registry: str = DEFAULT_REGISTRY
     etcd: EtcdOptions = field(default_factory=EtcdOptions)
     ip_masq: bool = False
+    ip_masq_fully_random_disable: bool = False
+    iptables_forward_rules: bool = True
+    iptables_resync: float = DEFAULT_RESYNC
+    ip_blackhole_route: bool = False
+    no_takeover: bool = False
     source_check: SourceCheck = "known"
     state_dir: Path = DEFAULT_STATE_DIR
     run_dir: Path = DEFAULT_RUN_DIR
@@ -79,12 +85,6 @@ def _boolean(text: str) -> bool:
     raise ValueError(f"{text!r} is not a boolean: say true or false")
 
 
-def _masquerade(text: str) -> bool:
-    if _boolean(text):
-        raise ValueError("masquerade rules are not built yet (see README, Not yet): say --ip-masq=false")
-    return False
-
-
 def _number(text: str, least: int, most: int, what: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
         raise ValueError(f"{text!r} is not {what} from {least} to {most}")
@@ -97,6 +97,10 @@ def _margin(text: str) -> float:
 
 def _ttl(text: str) -> float:
     return float(_number(text, 2, 10 * 365 * 86400, "a number of seconds"))
+
+
+def _resync(text: str) -> float:
+    return float(_number(text, 1, 86400, "a number of seconds"))
 
 
 def _verbosity(text: str) -> int:
@@ -241,7 +245,16 @@ FLAGS = (
     Flag("subnet-lease-renew-margin", "renew_margin", _margin,
          "renew the lease so long before it ends (default 60, or half of a shorter lease)", "MINUTES"),
     Flag("lease-ttl", "lease_ttl", _ttl, f"life of an unrenewed lease (default {DEFAULT_LEASE_TTL:.0f})", "SECONDS"),
-    Flag("ip-masq", "ip_masq", _masquerade, "masquerade what leaves the overlay; only =false until rules are built"),
+    Flag("ip-masq", "ip_masq", _boolean, "masquerade what leaves the overlay, and what this host sends into it"),
+    Flag("ip-masq-fully-random-disable", "ip_masq_fully_random_disable", _boolean,
+         "let the kernel keep source ports where it can, in place of random ones"),
+    Flag("iptables-forward-rules", "iptables_forward_rules", _boolean,
+         "accept the overlay's packets in iptables' FORWARD chain where that drops (default true)"),
+    Flag("iptables-resync", "iptables_resync", _resync,
+         f"see that these rules still stand, in nft too, so often (default {DEFAULT_RESYNC:.0f})", "SECONDS"),
+    Flag("ip-blackhole-route", "ip_blackhole_route", _boolean,
+         "have packets for addresses of the own subnet that nobody has end here"),
+    Flag("no-takeover", "no_takeover", _boolean, "leave what flannel left here, and say what is in the way"),
     Flag("source-check", "source_check", _source_check,
          "whose datagrams to take: of any node that has a lease, only of the one that leases the inner source, of all "
          "(default known)", "known|strict|off"),
@@ -286,9 +299,6 @@ UNBUILT = (
     *(Flag(name, "", str, "", "TEXT") for name in (
         "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path")),
     Flag("set-node-network-unavailable", "", _boolean, ""),
-    *_unbuilt("firewall rules are", "ip-masq-fully-random-disable", "iptables-forward-rules", value=""),
-    *_unbuilt("firewall rules are", "iptables-resync"),
-    *_unbuilt("the blackhole route is", "ip-blackhole-route", value=""),
     *_refused("it names source files of flanneld's, which are not here: leave it out, --v says how much is logged",
               "vmodule"),
     *_refused("it names source files of flanneld's, which are not here: leave it out, --v says how much is logged",

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+from flannel_udp.options import NodeOptions
+
 
 @dataclass(frozen=True)
 class SubnetEnv:
@@ -48,6 +50,17 @@ def read_subnet_env(path: Path) -> SubnetEnv:
         ipv6_network=_ipv6(said, "FLANNEL_IPV6_NETWORK"), ipv6_subnet=_ipv6(said, "FLANNEL_IPV6_SUBNET"),
         mtu=int(mtu) if mtu.isascii() and mtu.isdigit() else None, ip_masq=said.get("FLANNEL_IPMASQ") == "true",
     )
+
+
+def kept_env(options: NodeOptions) -> Path:
+    """A second subnet.env: the one below /run does not survive a reboot."""
+    return options.state_dir / "subnet.env"
+
+
+def known_before(options: NodeOptions) -> SubnetEnv:
+    """What the last run of this daemon, or of flannel, held."""
+    found = read_subnet_env(options.subnet_file)
+    return found if found.subnet or found.ipv6_subnet else read_subnet_env(kept_env(options))
 
 
 def write_subnet_env(path: Path, env: SubnetEnv) -> None:

@@ -33,10 +33,10 @@ def require(condition: object, missing: str) -> None:
     pytest.skip(missing)
 
 
-def require_commands(*names: str) -> None:
+def require_commands(*names: str, package: str = "iproute2, iputils-ping, util-linux") -> None:
     """Require programs of the system, found in PATH."""
     missing = [name for name in names if shutil.which(name) is None]
-    require(not missing, f"needs the commands {', '.join(missing)} (Debian: iproute2, iputils-ping, util-linux)")
+    require(not missing, f"needs the commands {', '.join(missing)} (Debian: {package})")
 
 
 def require_namespaces() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from flannel_udp.backend.peers import NextHop
 from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.errors import FlannelUdpError, LeaseError
+from flannel_udp.firewall import Rules, State
 from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus
 from flannel_udp.lease import Lease, LeaseAttrs
 from flannel_udp.link import Address, Interface, Link, LinkAddress, LinkEvent, Network, Route
@@ -75,6 +76,32 @@ class FakeManager:
         self.deeds.append("close")
 
 
+class FakeFirewall:
+    """Remembers the rules that were wanted last; refuses by script."""
+
+    def __init__(self) -> None:
+        self.state = State("nft", "table inet flannel_udp", "on paper")
+        self.iptables: list[object] = []
+        self.wanted: list[Rules] = []
+        self.refusals: dict[str, FlannelUdpError] = {}
+
+    def __call__(self, *_: object) -> "FakeFirewall":
+        return self
+
+    def check(self, rules: Rules) -> None:
+        self._refuse("check", rules)
+
+    def assure(self, rules: Rules) -> State:
+        self._refuse("assure", rules)
+        self.wanted.append(rules)
+        return self.state
+
+    def _refuse(self, step: str, rules: Rules) -> None:
+        assert isinstance(rules, Rules)
+        if step in self.refusals:
+            raise self.refusals[step]
+
+
 @dataclass
 class FakeQueue:
     """A TUN queue without a kernel."""
@@ -99,6 +126,7 @@ class FakeLinks:
         self.here = [LinkAddress(2, ip_interface("192.0.2.1/24"))]
         self.devices: dict[int, Link] = {2: Link(2, "eth0", 1500, True)}
         self.routed: dict[Network, int] = {}
+        self.blackholes: list[Network] = []
         self.post: Callable[[LinkEvent], None] = print
 
     def __enter__(self) -> "FakeLinks":
@@ -136,6 +164,21 @@ class FakeLinks:
         if network in self.routed:
             return False
         self.routed[network] = index
+        return True
+
+    def our_routes(self, family: int = 4) -> list[Route]:
+        return [Route(network, None, blackhole=True) for network in self.blackholes if network.version == family]
+
+    def add_blackhole(self, network: Network) -> bool:
+        if network in self.blackholes:
+            return False
+        self.blackholes.append(network)
+        return True
+
+    def delete_blackhole(self, network: Network) -> bool:
+        if network not in self.blackholes:
+            return False
+        self.blackholes.remove(network)
         return True
 
     def add_address(self, index: int, interface: Interface) -> bool:

@@ -45,9 +45,10 @@ def test_every_flag_reaches_its_field() -> None:
         "-iface=eth0", "-iface=192.0.2.1", "--iface-regex", "eth.*", "--iface-regex=^10\\.",
         "-iface-can-reach", "192.0.2.9", "-public-ip=192.0.2.2",
         "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
-        "-subnet-lease-renew-margin=5", "-ip-masq=false", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
+        "-subnet-lease-renew-margin=5", "-ip-masq", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
         "--run-dir=/tmp/r", "--threads=2", f"--cpus={CPU}", "--busy-poll=50", "--no-tun-offload", "--no-udp-segment=t",
-        "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270",
+        "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270", "-ip-masq-fully-random-disable",
+        "-iptables-forward-rules=false", "-iptables-resync", "9", "-ip-blackhole-route", "--no-takeover",
     )
     assert got == NodeOptions(
         registry="sqlite:///x.db", iface=("eth0", "192.0.2.1"), iface_regex=("eth.*", "^10\\."),
@@ -55,7 +56,8 @@ def test_every_flag_reaches_its_field() -> None:
         subnet_file=Path("/tmp/subnet.env"), renew_margin=300.0, lease_ttl=900.0, source_check="strict",
         state_dir=Path("/tmp/s"), run_dir=Path("/tmp/r"), verbosity=3,
         threads=2, cpus=(CPU,), busy_poll=50, no_tun_offload=True, no_udp_segment=True, no_udp_gro=True,
-        healthz_ip=IPv6Address("::1"), healthz_port=10270,
+        healthz_ip=IPv6Address("::1"), healthz_port=10270, ip_masq=True, ip_masq_fully_random_disable=True,
+        iptables_forward_rules=False, iptables_resync=9.0, ip_blackhole_route=True, no_takeover=True,
     )
 
 
@@ -111,10 +113,9 @@ def test_variables_that_name_no_flag_are_left_alone() -> None:
     ("--v=1\u0663", "is not a number"),
     ("--run-dir=", "must not be empty"),
     ("--ip-masq=yes", "true or false"),
-    ("--ip-masq", "not built yet"),
-    ("--ip-masq=true", "not built yet"),
+    ("--iptables-resync=0", "--iptables-resync: '0' is not a number of seconds from 1 to 86400"),
+    ("--iptables-resync=5s", "'5s' is not a number of seconds"),
     ("--kube-subnet-mgr", "the Kubernetes subnet manager is not built yet"),
-    ("--iptables-forward-rules=true", "firewall rules are not built yet"),
     ("--threads=0", "'0' is not a number from 1 to 2"),
     ("--threads=3", "from 1 to 2"),
     ("--busy-poll=1000001", "a number of microseconds from 0 to 1000000"),
@@ -136,7 +137,7 @@ def test_a_bad_value_is_refused_by_the_flags_name(word: str, told: str) -> None:
 
 
 def test_flags_of_unbuilt_parts_are_obeyed_where_they_ask_for_nothing() -> None:
-    words = ("--kube-subnet-mgr=false", "--iptables-forward-rules=false", "--healthz-port=0")
+    words = ("--kube-subnet-mgr=false", "--set-node-network-unavailable=false", "--healthz-port=0")
     assert parsed(*words) == parsed()
     assert "FLANNELD_KUBE_API_URL" in refusal(FLANNELD_KUBE_API_URL="http://k")
 
