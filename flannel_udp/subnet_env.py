@@ -43,7 +43,7 @@ def read_subnet_env(path: Path) -> SubnetEnv:
         text = path.read_text(errors="replace")
     except OSError:
         text = ""
-    said = _dotenv(text)
+    said = dotenv(text)
     mtu = said.get("FLANNEL_MTU", "")
     return SubnetEnv(
         network=_ipv4(said, "FLANNEL_NETWORK"), subnet=_ipv4(said, "FLANNEL_SUBNET"),
@@ -89,7 +89,7 @@ def _first(subnet: IPv4Network | IPv6Network) -> str:
     return f"{subnet.network_address + 1}/{subnet.prefixlen}"
 
 
-def _dotenv(text: str) -> dict[str, str]:
+def dotenv(text: str) -> dict[str, str]:
     """KEY=VALUE lines; `export`, quotes, blanks and comments as shells take them; other lines are nothing."""
     said = {}
     for line in text.splitlines():

@@ -19,7 +19,7 @@ CYTHON = ROOT / "src"
 VALUES = {"errors", "foreign_json", "lease", "config", "options", "etcd_options", "logs", "link", "offload"}
 # They touch the outside world.
 DOORS = {"registry", "netlink", "tun", "underlay", "firewall", "subnet_env", "control", "instance", "health", "notify"}
-DECISIONS = {"subnet", "backend", "forwarder", "takeover"}
+DECISIONS = {"subnet", "backend", "forwarder", "takeover", "cleanup", "docker_opts"}
 # The owner thread, its queue, what it tells.
 OWNER = {"daemon", "inbox", "status", "condition", "probes", "metrics", "host"}
 WORDS = {"headers", "dissect", "render"}  # they explain and show; bytes and values in, text out
