@@ -258,10 +258,10 @@ class Daemon:
     def _change_peers(self, event: PeersReset | PeersChanged) -> None:
         if isinstance(event, PeersReset):
             self._peers.reset(event.leases)
-            self._host.peers_known(event.leases)
             self._peers_known = True
         else:
             self._peers.change(event.put, event.deleted)
+        self._host.peers_known(event.leases if isinstance(event, PeersReset) else event.put)
         # A subnet that changed hands may have become ours before it ceased theirs.
         self._guarded(lambda: self._tell_own(afresh=False))
 

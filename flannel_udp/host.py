@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flannel_udp.config import NetworkConfig
     from flannel_udp.inbox import Answer, Inbox
     from flannel_udp.lease import Lease
-    from flannel_udp.link import LinkEvent, Network
+    from flannel_udp.link import Address, LinkEvent, Network
     from flannel_udp.netlink import Links
     from flannel_udp.options import NodeOptions
     from flannel_udp.status import Problems
@@ -46,7 +46,7 @@ class Host:
         self._lease: Lease | None = None
         self._looking: int | None = None
         self._look_at = 0.0
-        self._routes_taken_over = False
+        self._gateways: dict[Address, list[Leftover]] = {}
 
     def check(self) -> None:
         """Raise what would hinder the rest, before there is a lease."""
@@ -62,6 +62,7 @@ class Host:
 
     def take_over(self) -> None:
         """Remove what a stopped flannel left and what would act on our packets."""
+        self._gateways = takeover.gateway_routes(self._networks, self._links)
         self._remove(self._leftovers())
 
     def start(self, lease: Lease) -> None:
@@ -81,10 +82,13 @@ class Host:
         self._look_at = time.monotonic() + self._options.iptables_resync
 
     def peers_known(self, leases: Iterable[Lease]) -> None:
-        """Remove routes that flannel made to peers, once it is known who these are."""
-        if not self._routes_taken_over:
-            self._routes_taken_over = True
-            self._remove(list(takeover.peer_routes(self._networks, leases, self._links)))
+        """Remove the routes that flannel made by way of these nodes; before they are known, such may be anybody's."""
+        if not self._gateways:
+            return
+        for lease in leases:
+            for address in (lease.attrs.public_ip, lease.attrs.public_ipv6):
+                if address in self._gateways:
+                    self._remove(self._gateways.pop(address))
 
     def move(self, lease: Lease) -> None:
         """Go over to another lease."""

@@ -9,13 +9,12 @@ network; a flanneld that runs on this host for another network, and all that is 
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from flannel_udp.firewall.flannel import Leftover
-from flannel_udp.lease import Lease
 from flannel_udp.link import Address, Link, LinkAddress, Network, Route
 
 # Specification: flannel, pkg/backend; by the kernel's kind of the device.
@@ -60,15 +59,17 @@ def tunnels(networks: Iterable[Network], links: TakeoverLinks) -> list[str]:
             if link.kind == "tun" and TUN.fullmatch(link.name) and _concerns(link, networks, links)]
 
 
-def peer_routes(networks: Iterable[Network], leases: Iterable[Lease], links: TakeoverLinks) -> Iterator[Leftover]:
-    """Routes into these networks by way of a node that has a lease, made as flannel makes them."""
-    nodes = {address for lease in leases for address in (lease.attrs.public_ip, lease.attrs.public_ipv6) if address}
+def gateway_routes(networks: Iterable[Network], links: TakeoverLinks) -> dict[Address, list[Leftover]]:
+    """By gateway, the routes into these networks that look like flannel's: they are, if a node has that address."""
+    found: dict[Address, list[Leftover]] = {}
     for network in networks:
         for route in links.routes(network.version):
-            if (route.protocol == RTPROT_BOOT and route.gateway in nodes and route.index is not None
+            if (route.protocol == RTPROT_BOOT and route.gateway and route.index is not None
                     and route.network and within(route.network, network)):
-                yield Leftover(f"route {route.network} via {route.gateway}",
-                               partial(links.delete_route, route.network, route.index, route.gateway))
+                found.setdefault(route.gateway, []).append(
+                    Leftover(f"route {route.network} via {route.gateway}",
+                             partial(links.delete_route, route.network, route.index, route.gateway)))
+    return found
 
 
 def within(inner: Network, outer: Network) -> bool:

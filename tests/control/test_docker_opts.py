@@ -1,4 +1,4 @@
-"""mk-docker-opts against the very script of flannel, where a build of the real node has brought it, and golden texts."""
+"""mk-docker-opts against the very script of flannel, where the real node's build has brought it, and golden texts."""
 
 import os
 import shutil
