@@ -27,9 +27,10 @@ IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80  # linux/i
 Message: TypeAlias = Any  # what pyroute2 parsed: it comes without types
 AF_BRIDGE = 7  # linux/socket.h
 MAIN_TABLE, RTN_BLACKHOLE = 254, 6  # linux/rtnetlink.h
-# Our choice: by this number (`ip route show proto 82`) routes of this program are known, the lab's too. Numbers above 4
-# belong to daemons, and no routing daemon that iproute2's rt_protos lists has this one.
+# Our choice: by this number (`ip route show proto 82`) the daemon's routes are known. Numbers above 4 belong to
+# daemons, and no routing daemon that iproute2's rt_protos lists has this one.
 ROUTE_PROTOCOL = 82
+RTPROT_STATIC = 4  # linux/rtnetlink.h; of the lab's
 # Our choice: last among routes to the same subnet, so that the route that a bridge brings counts.
 BLACKHOLE_METRIC = 65535
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -145,13 +146,14 @@ class Links:
                           family=FAMILIES[destination.version], dst=str(destination))
         return _route(found[0]) if found else None
 
-    def add_route(self, network: Network, index: int, gateway: Address | None = None) -> bool:
+    def add_route(self, network: Network, index: int, gateway: Address | None = None,
+                  protocol: int = ROUTE_PROTOCOL) -> bool:
         """Add a route; False if there is one to this network with this metric, whatever its link."""
-        return self._change_route("add", network, index, gateway, (errno.EEXIST,))
+        return self._change_route("add", network, index, gateway, (errno.EEXIST,), protocol)
 
     def replace_route(self, network: Network, index: int, gateway: Address | None = None) -> None:
         """Add a route, or put it in the place of the one to this network."""
-        self._change_route("replace", network, index, gateway, ())
+        self._change_route("replace", network, index, gateway, (), ROUTE_PROTOCOL)
 
     def delete_route(self, network: Network, index: int, gateway: Address | None = None) -> bool:
         """Delete a route; False if there is none such."""
@@ -184,11 +186,11 @@ class Links:
                          prefixlen=interface.network.prefixlen, **extra) is not None
 
     def _change_route(self, verb: str, network: Network, index: int, gateway: Address | None,
-                      absent: Iterable[int]) -> bool:
+                      absent: Iterable[int], protocol: int | None = None) -> bool:
         # Universe also without a gateway, as flannel's: a source address then is chosen among those of global scope.
         via: dict[str, Any] = {"gateway": str(gateway)} if gateway else {"scope": 0}
-        if verb != "del":
-            via["proto"] = ROUTE_PROTOCOL
+        if protocol is not None:
+            via["proto"] = protocol
         return self._ask(f"{verb} route {network} over {_name(index)}", "route", verb, absent=absent,
                          family=FAMILIES[network.version], dst=str(network), oif=index, **via) is not None
 

@@ -217,7 +217,9 @@ def test_rejecting_rule_before_ours_is_told_with_a_remedy_that_works(make: Calla
 def test_drops_that_stand_before_ours_still_decide(make: Callable[..., World]) -> None:
     """Network policies: our jump is the last rule, also after it was put back."""
     world = make("iptables")
+    world.node.run("iptables", "-F", "FORWARD")
     world.node.run("iptables", "-I", "FORWARD", "-d", str(world.remote.address), "-j", "DROP")
+    wait_until(lambda: "-j FLANNEL-UDP-FWD" in rules_of(world.one), "the jump is back")
     assert source_of(world.pod, world.remote, world.remote.address, patience=1.0) is None
     assert source_of(world.remote, world.pod, world.pod.address, patience=1.0) is None  # nor is there an answer
     assert source_of(world.pod, world.outside, OUTSIDE) == world.pod.address
