@@ -139,7 +139,7 @@ def test_a_bad_value_is_refused_by_the_flags_name(word: str, told: str) -> None:
 def test_flags_of_unbuilt_parts_are_obeyed_where_they_ask_for_nothing() -> None:
     words = ("--kube-subnet-mgr=false", "--set-node-network-unavailable=false", "--healthz-port=0")
     assert parsed(*words) == parsed()
-    assert "FLANNELD_KUBE_API_URL" in refusal(FLANNELD_KUBE_API_URL="http://k")
+    assert "FLANNELD_KUBE_SUBNET_MGR" in refusal(FLANNELD_KUBE_SUBNET_MGR="true")
 
 
 def test_unknown_words_are_refused_with_a_guess() -> None:

@@ -3,11 +3,10 @@
 import json
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 from typing import Any
 
 from ..conftest import require_commands, wait_until
-from .test_daemon import Daemon
+from .node_daemon import Daemon
 from .topology import UNDERLAY, UNDERLAY6, Place, Topology, join
 
 OUTSIDE = UNDERLAY[100]
@@ -100,8 +99,3 @@ def routes(place: Place, *words: str) -> list[dict[str, Any]]:
     """Routes as `ip` tells them."""
     told: list[dict[str, Any]] = json.loads(place.run("ip", "-json", *words).stdout or "[]")
     return told
-
-
-def script_of_flannel(name: str) -> Path | None:
-    """A script out of flannel's own module, where a build of the real node has brought it."""
-    return next(iter(sorted(Path.home().glob(f"go/pkg/mod/github.com/flannel-io/flannel@*/dist/{name}"))), None)

@@ -23,7 +23,7 @@ from .firewalled import (
     table,
     warned,
 )
-from .test_daemon import Daemon
+from .node_daemon import Daemon
 from .topology import Place, Topology
 
 MakeTopology = Callable[..., Topology]

@@ -11,7 +11,8 @@ from flannel_udp.registry import open_registry
 
 from ..conftest import require_tun, wait_until
 from .firewalled import HOSTS, ready, require_firewalls, routes
-from .test_daemon import Daemon, cluster, reached, registry  # noqa: F401 - fixtures
+from .node_daemon import Daemon
+from .test_daemon import cluster, reached, registry  # noqa: F401 - fixtures
 from .topology import Topology
 
 MakeTopology = Callable[..., Topology]

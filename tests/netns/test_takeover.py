@@ -10,8 +10,8 @@ from flannel_udp.registry import open_registry
 
 from ..conftest import require_tun, wait_until
 from .firewalled import OUTSIDE, add_outside, ready, require_firewalls, source_of, warned
+from .node_daemon import Daemon
 from .real_flannel import Flanneld, Keeper
-from .test_daemon import Daemon
 from .topology import Node, Topology
 
 MakeTopology = Callable[..., Topology]
