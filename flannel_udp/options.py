@@ -29,9 +29,16 @@ EVERYWHERE = IPv4Address(0)
 DEFAULT_RESYNC = 5.0
 
 
-def default_threads() -> int:
-    """One thread for both directions on one or two cores, where it costs less and answers sooner; else one each."""
-    return 1 if len(os.sched_getaffinity(0)) <= 2 else 2
+# Our choice: a queue takes two loops with a megabyte each, and two of the 64 places for readers (src/rcu.pxd).
+QUEUES_MOST = 16
+
+
+def default_threads(queues: int = 1) -> int:
+    """For each queue: one thread for both directions while that gives two cores or less to a queue; else one each.
+
+    With two cores for one queue, one thread was measured to cost less and to answer sooner.
+    """
+    return 1 if len(os.sched_getaffinity(0)) <= 2 * queues else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,8 @@ class NodeOptions:
     run_dir: Path = DEFAULT_RUN_DIR
     verbosity: int = 0
     threads: int = field(default_factory=default_threads)
+    """For each queue."""
+    queues: int = 1
     cpus: tuple[int, ...] = ()
     busy_poll: int = 0
     """Microseconds."""
@@ -109,6 +118,10 @@ def _verbosity(text: str) -> int:
 
 def _threads(text: str) -> int:
     return _number(text, 1, 2, "a number")
+
+
+def _queues(text: str) -> int:
+    return _number(text, 1, QUEUES_MOST, "a number")
 
 
 def _microseconds(text: str) -> int:
@@ -261,7 +274,11 @@ FLAGS = (
     Flag("state-dir", "state_dir", _path, f"what must survive a reboot (default {DEFAULT_STATE_DIR})", "DIR"),
     Flag("run-dir", "run_dir", _path, f"the control socket (default {DEFAULT_RUN_DIR})", "DIR"),
     Flag("threads", "threads", _threads,
-         "for the packets: 1 for both directions, or 2, one each (default 1 on up to two cores, else 2)", "1|2"),
+         "for a queue's packets: 1 for both directions, or 2, one each (default 1 on up to two cores a queue, else 2)",
+         "1|2"),
+    Flag("queues", "queues", _queues,
+         f"of the TUN, up to {QUEUES_MOST}, each with threads and a socket of its own; one where the kernel cannot be "
+         "told to keep each flow on its queue (default 1)", "N"),
     Flag("cpus", "cpus", _cpus, "pin these threads to these CPUs, in turn: 0,2-3 (default: the kernel chooses)",
          "LIST"),
     Flag("busy-poll", "busy_poll", _microseconds,
@@ -406,12 +423,7 @@ def _checked(values: dict[str, Any], given: Given) -> NodeOptions:
         origin = given["subnet-lease-renew-margin"][-1][1]
         raise UsageError(f"{origin}: {values['renew_margin'] / 60:.0f} minutes are no less than the lease's {ttl:.0f} "
                          "seconds (--lease-ttl)")
-    threads, cpus = values.get("threads"), values.get("cpus", ())
-    if cpus and threads is None:
-        values["threads"] = min(len(cpus), 2)
-    if len(cpus) > values.get("threads", 2):
-        raise UsageError(f"{given['cpus'][-1][1]}: {len(cpus)} CPUs are more than there are threads "
-                         f"(--threads {values['threads']})")
+    _check_threads(values, given)
     return NodeOptions(**values)
 
 
@@ -424,3 +436,14 @@ def _etcd(values: dict[str, Any], given: Given) -> EtcdOptions:
                 raise UsageError(f"{given[f'etcd-{name}'][-1][1]} without --etcd-{other}: one is of no use without the "
                                  "other")
     return EtcdOptions(**fields)
+
+
+def _check_threads(values: dict[str, Any], given: Given) -> None:
+    """Choose the threads of each queue if nobody did; each CPU that is named must get one."""
+    queues, cpus = values.get("queues", 1), values.get("cpus", ())
+    if "threads" not in values:
+        values["threads"] = (2 if len(cpus) > queues else 1) if cpus else default_threads(queues)
+    if len(cpus) > values["threads"] * queues:
+        of_each = f", --queues {queues}" if queues > 1 else ""
+        raise UsageError(f"{given['cpus'][-1][1]}: {len(cpus)} CPUs are more than there are threads "
+                         f"(--threads {values['threads']}{of_each})")

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_interface
 from typing import Any
@@ -11,7 +11,7 @@ from flannel_udp.backend.peers import NextHop
 from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.errors import FlannelUdpError, LeaseError
 from flannel_udp.firewall import Rules, State
-from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus
+from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus, Queue
 from flannel_udp.lease import Lease, LeaseAttrs
 from flannel_udp.link import Address, Interface, Link, LinkAddress, LinkEvent, Network, Route
 from flannel_udp.offload import Granted, Refusal
@@ -234,10 +234,10 @@ class FakePlane:
         self.published = dict(self.routes)
         self.publishes += 1
 
-    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None],
-              doors: Doors) -> None:
+    def start(self, queues: Sequence[Queue], on_exit: Callable[[str, OSError | None], None], doors: Doors) -> None:
         assert not self.running
-        assert min(tun_fd, socket_fd, path_fd) >= 0
+        queue, = queues
+        assert min(queue.tun, queue.udp, queue.path) >= 0
         self.running, self.on_exit, self.doors = True, on_exit, doors
         self.starts += 1
 
@@ -275,6 +275,7 @@ class FakeBackend:
         self.sockets: list[socket.socket] = []
         self.queues: list[FakeQueue] = []
         self.port = 8285
+        self.unsteered = ""
         self.granted = Granted(("tun_csum",), (Refusal(("tun_tso4", "tun_tso6"), "Invalid argument"),))
 
     def __call__(self, *_: object) -> "FakeBackend":
@@ -314,8 +315,8 @@ class FakeBackend:
         self.links.devices[index] = Link(index, "flannel0", 1472, True, "tun")
         self.links.add_address(index, self.tunnel(lease))
         self.links.routed[IPv4Network("10.5.0.0/16")] = index
-        return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), queue,
-                   self.granted)
+        return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), [queue],
+                   self.granted, asked=4 if self.unsteered else 1, unsteered=self.unsteered)
 
     def open_sockets(self) -> UnderlaySockets:
         self.refuse("open_sockets")
