@@ -18,8 +18,8 @@ CYTHON = ROOT / "src"
 # A module of the package, or a folder of modules, and what of ours it may import. A folder may always import itself.
 VALUES = {"errors", "foreign_json", "lease", "config", "options", "etcd_options", "logs", "link", "offload"}
 # They touch the outside world.
-DOORS = {"registry", "netlink", "tun", "steering", "underlay", "firewall", "subnet_env", "control", "instance", "health",
-         "notify"}
+DOORS = {"registry", "netlink", "tun", "steering", "underlay", "firewall", "subnet_env", "control", "instance",
+         "health", "notify"}
 DECISIONS = {"subnet", "backend", "forwarder", "takeover", "cleanup", "docker_opts"}
 # The owner thread, its queue, what it tells.
 OWNER = {"daemon", "inbox", "status", "condition", "probes", "metrics", "host"}
