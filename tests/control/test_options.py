@@ -47,8 +47,9 @@ def test_every_flag_reaches_its_field() -> None:
         "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
         "-subnet-lease-renew-margin=5", "-ip-masq", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
         "--run-dir=/tmp/r", "--threads=2", "--queues=4", f"--cpus={CPU}", "--busy-poll=50", "--no-tun-offload",
-        "--no-udp-segment=t", "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270", "-ip-masq-fully-random-disable",
-        "-iptables-forward-rules=false", "-iptables-resync", "9", "-ip-blackhole-route", "--no-takeover",
+        "--no-udp-segment=t", "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270",
+        "-ip-masq-fully-random-disable", "-iptables-forward-rules=false", "-iptables-resync", "9",
+        "-ip-blackhole-route", "--no-takeover",
     )
     assert got == NodeOptions(
         registry="sqlite:///x.db", iface=("eth0", "192.0.2.1"), iface_regex=("eth.*", "^10\\."),

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +16,7 @@ from flannel_udp.registry import open_registry
 
 from ..conftest import require_bpf_asks_for_rights, require_steering, require_tun, wait_until
 from .node_daemon import Daemon, flags
-from .topology import Node, Topology
+from .topology import Topology
 
 MakeTopology = Callable[..., Topology]
 
