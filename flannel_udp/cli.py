@@ -22,6 +22,7 @@ from flannel_udp.errors import ConfigError, FlannelUdpError, UsageError
 if TYPE_CHECKING:
     from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease
+    from flannel_udp.options import NodeOptions
     from flannel_udp.registry import Registry
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -252,6 +253,47 @@ def status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# -- what surrounds the daemon ----------------------------------------------------------------------------------------
+
+
+def cleanup(arguments: argparse.Namespace) -> int:
+    """Remove what a daemon that has ended left on this host."""
+    from flannel_udp.cleanup import cleanup as undo
+
+    place = _place(arguments)
+    done = False
+    for what in undo(place):
+        print(f"removed {what}", flush=True)
+        done = True
+    if not done:
+        print("nothing to remove")
+    if place.subnet_file.exists():
+        print(f"kept {place.subnet_file}: the CNI plugin reads it, and flannel, to get the same subnet again")
+    return 0
+
+
+def _place(arguments: argparse.Namespace) -> NodeOptions:
+    """Where the daemon keeps its files: the flags, the environment, what is usual."""
+    from flannel_udp.options import NodeOptions
+
+    usual = NodeOptions()
+    run_dir, state_dir, subnet_file = (
+        Path(getattr(arguments, name) or os.environ.get(f"FLANNELD_{name.upper()}") or getattr(usual, name))
+        for name in ("run_dir", "state_dir", "subnet_file"))
+    return NodeOptions(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
+
+
+def mk_docker_opts(arguments: argparse.Namespace) -> int:
+    """Write Docker's options for this node's subnet."""
+    from flannel_udp import docker_opts
+
+    options = docker_opts.docker_options(docker_opts.read_entries(arguments.f), ip_masq=not arguments.m)
+    text = docker_opts.docker_env(options, os.environ, individual=arguments.i, combined=arguments.c, key=arguments.k)
+    docker_opts.write_file(arguments.d, text)
+    docker_opts.check_routes(arguments.f)
+    return 0
+
+
 # -- lab --------------------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +391,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = _add(commands, "status", status, "ask the running daemon how it is")
     _add_run_dir(shown)
     shown.add_argument("--json", action="store_true", help="the answer as JSON")
+    _add_host_commands(commands)
     _add_lab_commands(_group(commands, "lab", "nodes as network namespaces on this machine"))
     return parser
 
@@ -381,6 +424,22 @@ def _add_leases_commands(listed: argparse.ArgumentParser) -> None:
     released.add_argument("subnet", metavar="SUBNET", help="10.5.1.0/24, or a key as the log names it")
     for added in (reserved, released):
         _add_registry(added, default=argparse.SUPPRESS)  # or as it was said before the sub-command
+
+
+def _add_host_commands(commands: Commands) -> None:
+    undo = _add(commands, "cleanup", cleanup, "remove the rules, routes and files that an ended daemon left here")
+    for flag, text in (("run-dir", "run directory"), ("state-dir", "state directory"), ("subnet-file", "subnet.env")):
+        undo.add_argument(f"--{flag}", metavar="PATH",
+                          help=f"the daemon's {text} (or FLANNELD_{flag.upper().replace('-', '_')})")
+    docker = _add(commands, "mk-docker-opts", mk_docker_opts, "write Docker's options for this node's subnet")
+    docker.add_argument("-f", metavar="FILE", type=Path, default=Path("/run/flannel/subnet.env"),
+                        help="subnet.env (default %(default)s)")
+    docker.add_argument("-d", metavar="FILE", type=Path, default=Path("/run/docker_opts.env"),
+                        help="the file to write (default %(default)s)")
+    docker.add_argument("-i", action="store_true", help="write each option as a variable of its own")
+    docker.add_argument("-c", action="store_true", help="write all in one variable; both is the default")
+    docker.add_argument("-m", action="store_true", help="leave --ip-masq out")
+    docker.add_argument("-k", metavar="KEY", default="DOCKER_OPTS", help="that variable's name (default %(default)s)")
 
 
 def _add_lab_commands(lab: Commands) -> None:

@@ -3,7 +3,8 @@
 Subnet manager, link monitor, loops, control socket and signals only post values to that queue. What may wait for others
 (the registry) runs as an errand (inbox.py), so that the owner is always there for packets' sake and for a stop.
 
-    start   lock ─ configuration ─ external interface ─ sockets ─ lease ─ device, loops ─ peers ─ subnet.env ─ control
+    start   lock ─ configuration ─ external interface ─ sockets ─ lease ─ flannel's leftovers ─ device, loops
+            ─ firewall ─ peers ─ subnet.env ─ control
     stop    the same backwards; subnet.env and the lease stay, as with flannel, for the next start
 """
 
@@ -20,6 +21,7 @@ from flannel_udp.backend.path import DataPath, LoopEnded
 from flannel_udp.backend.peers import PeerRoutes
 from flannel_udp.condition import Condition
 from flannel_udp.errors import ConfigError, ControlError, Fault, FlannelUdpError, NoConfig, RegistryUnavailable
+from flannel_udp.host import Host
 from flannel_udp.inbox import Answer, Inbox, Question, Stop, Stopped
 from flannel_udp.instance import sole_instance
 from flannel_udp.link import LinkEvent
@@ -38,12 +40,11 @@ from flannel_udp.subnet import (
     Trouble,
 )
 from flannel_udp.subnet.leased import LeasedSubnetManager
-from flannel_udp.subnet_env import SubnetEnv, read_subnet_env, write_subnet_env
+from flannel_udp.subnet_env import SubnetEnv, kept_env, known_before, write_subnet_env
 from flannel_udp.underlay import ExternalInterface, find_external_interface, follow_external_interface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from flannel_udp.backend import Backend
     from flannel_udp.config import NetworkConfig
@@ -59,7 +60,7 @@ R = TypeVar("R")
 TICK, START_RETRY, LEASE_RETRY_MIN, LEASE_RETRY_MAX, FIRST_PEERS, PATIENCE = 1.0, 1.0, 0.5, 30.0, 5.0, 3.0
 
 # Our choice, in seconds: how often the device is looked at without an event, should one have been missed.
-ASSURE = 10.0
+ASSURE = 5.0
 
 _Event: TypeAlias = LoopEnded | LinkEvent | SubnetEvent
 
@@ -90,6 +91,7 @@ class Daemon:
         self._external: ExternalInterface
         self._path: DataPath
         self._peers: PeerRoutes
+        self._host: Host
 
     def run(self) -> int:
         """Start, work until stop(), take everything down; the exit status."""
@@ -133,10 +135,15 @@ class Daemon:
         self._peers = PeerRoutes(backend, self._path.forwarder)
         self._condition.opened(self._path, self._peers)
         self._stack.callback(self._path.close)
+        self._host = Host(self._options, self._config, self._links, self._inbox, self._problems)
+        self._stack.callback(self._host.close)
+        self._host.check()
         self._path.prepare()
         lease = self._insist("a lease", (RegistryUnavailable,), self._manager.acquire, backend.attrs())
         _log.info("lease acquired", lease=lease.key)
+        self._host.take_over()
         self._path.open(lease)
+        self._host.start(lease)
         for line in self._path.warnings():
             _log.warning(line)
         self._manager.events(self._inbox.post)
@@ -252,6 +259,8 @@ class Daemon:
                 self._acquired(event)
             case Answer() if event.errand == self._updating:
                 self._updated(event)
+            case Answer():
+                self._host.answered(event)
             case OwnLeaseChanged(lease=lease):
                 self._hold(lease)
             case OwnLeaseRenewed(lease=lease) if self._path.lease and self._path.lease.key == lease.key:
@@ -274,6 +283,7 @@ class Daemon:
             self._peers_known = True
         else:
             self._peers.change(event.put, event.deleted)
+        self._host.peers_known(event.leases if isinstance(event, PeersReset) else event.put)
         # A subnet that changed hands may have become ours before it ceased theirs.
         self._guarded(lambda: self._tell_own(afresh=False))
 
@@ -284,6 +294,7 @@ class Daemon:
 
     def _links_changed(self, events: list[LinkEvent]) -> None:
         self._path.links_changed(events)
+        self._host.links_changed(events)
         self._note_rival()
         if any(event.kind in ("address", "address gone", "lost") for event in events):
             self._tell_own(afresh=True)
@@ -380,6 +391,7 @@ class Daemon:
                      before=before and before.key, now=lease.key)
         self._guarded(lambda: self._path.move(lease))
         self._peers.retry()
+        self._host.move(lease)
         self._write_subnet_env()
 
     def _config_changed(self, event: ConfigChanged) -> None:
@@ -411,6 +423,7 @@ class Daemon:
         if self._links_moved:
             self._guarded(self._follow_external)
         self._update()
+        self._host.tick()
         if self._problems.of("subnet file"):
             self._write_subnet_env()
         if self._acquire_at and time.monotonic() >= self._acquire_at:
@@ -424,7 +437,7 @@ class Daemon:
         assert lease is not None
         env = SubnetEnv(config.network, lease.subnet, config.ipv6_network, lease.ipv6_subnet, self._path.backend.mtu,
                         self._options.ip_masq)
-        for path in (self._options.subnet_file, _kept_env(self._options)):
+        for path in (self._options.subnet_file, kept_env(self._options)):
             try:
                 write_subnet_env(path, env)
             except OSError as error:
@@ -449,7 +462,8 @@ class Daemon:
             return error
 
     def _status(self) -> dict[str, Any]:
-        return status(self._started_at, self._external, self._path, self._peers, self._problems)
+        return {**status(self._started_at, self._external, self._path, self._peers, self._problems),
+                "firewall": self._host.status()}
 
 
 def run(options: NodeOptions) -> int:
@@ -458,9 +472,7 @@ def run(options: NodeOptions) -> int:
     A second signal ends the process at once.
     """
     logs.configure(options.verbosity)
-    previous = read_subnet_env(options.subnet_file)
-    if not (previous.subnet or previous.ipv6_subnet):
-        previous = read_subnet_env(_kept_env(options))
+    previous = known_before(options)
     manager = LeasedSubnetManager(open_registry(options.registry, etcd=options.etcd), ttl=options.lease_ttl,
                                   renew_margin=options.renew_margin, previous=(previous.subnet, previous.ipv6_subnet))
     daemon = Daemon(options, manager)
@@ -473,8 +485,3 @@ def run(options: NodeOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     return daemon.run()
-
-
-def _kept_env(options: NodeOptions) -> Path:
-    """A second subnet.env: the one below /run does not survive a reboot."""
-    return options.state_dir / "subnet.env"
