@@ -421,7 +421,7 @@ class Daemon:
             self._guarded(self._path.assure)
             self._note_rival()
         if self._links_moved:
-            self._guarded(self._follow_external)
+            self._follow_external()
         self._update()
         self._host.tick()
         if self._problems.of("subnet file"):

@@ -13,7 +13,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
 
-from flannel_udp.errors import UnderlayError
+from flannel_udp.errors import NetlinkError, UnderlayError
 from flannel_udp.link import Address, Link, LinkAddress, Route
 from flannel_udp.offload import Granted, Refusal
 from flannel_udp.options import NodeOptions
@@ -102,10 +102,10 @@ def follow_external_interface(now: ExternalInterface, options: NodeOptions, link
     """
     try:
         fresh = find_external_interface(options, links, ipv4=ipv4, ipv6=ipv6)
-    except UnderlayError:
+        here = {one.ip for one in links.addresses(now.index) if not one.deprecated}
+    except (UnderlayError, NetlinkError):
         return now
     if fresh.index == now.index:
-        here = {one.ip for one in links.addresses(now.index) if not one.deprecated}
         if now.address in here:
             fresh = replace(fresh, address=now.address, public_address=now.public_address)
         if now.address6 in here:

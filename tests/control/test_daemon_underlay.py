@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.errors import LeaseError, RegistryUnavailable, UnderlayError
+from flannel_udp.errors import LeaseError, NetlinkError, RegistryUnavailable, UnderlayError
 from flannel_udp.link import Link, LinkAddress, LinkEvent
+from flannel_udp.options import NodeOptions
 from flannel_udp.subnet import OwnLeaseLost, Trouble
 from flannel_udp.subnet_env import read_subnet_env
+from flannel_udp.underlay import find_external_interface, follow_external_interface
 
 from ..conftest import wait_until
 from .daemon_node import Node
-from .fakes import lease
+from .fakes import FakeLinks, lease
 
 NEW = LinkAddress(2, ip_interface("192.0.2.77/24"))
 
@@ -155,3 +157,15 @@ def test_another_interface_of_the_default_route(node: Node, monkeypatch: pytest.
         asked = node.asked()
         assert asked
         assert asked["external_interface"]["name"] == "eth1"
+
+
+def test_a_kernel_that_tells_nothing_of_routes_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(family: int = 4) -> list[object]:
+        raise NetlinkError(f"cannot list routes of IPv{family}: out of memory")
+
+    links = FakeLinks()
+    now = find_external_interface(NodeOptions(), links)
+    links.here = [NEW]
+    assert follow_external_interface(now, NodeOptions(), links).address == NEW.ip
+    monkeypatch.setattr(links, "routes", refuse)
+    assert follow_external_interface(now, NodeOptions(), links) is now
