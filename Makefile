@@ -15,7 +15,7 @@ BUILD_INPUTS := setup.py $(wildcard src/*.pyx src/*.pxd src/*/*.pxd)
 N ?= 1000000
 MICRO_RUNS := .cache/benchmarks/micro
 
-.PHONY: all demo test lint strict sanitized fuzz clean distclean help
+.PHONY: all demo test test-long test-mutations lint strict sanitized fuzz clean distclean help
 .PHONY: bench bench-quick bench-full bench-micro bench-micro-compare
 .PHONY: prepare-build prepare-lab prepare-test prepare-bench
 
@@ -30,6 +30,12 @@ test: prepare-test all  ## lint, strict build, the data plane under sanitizers, 
 	$(MAKE) --no-print-directory sanitized
 	$(PYTEST)
 
+test-long: prepare-test all  ## every combination of what transfers depend on (hours)
+	FLANNEL_UDP_LONG=1 $(PYTEST) tests/netns/test_transfers.py
+
+test-mutations: prepare-test all  ## WORDS=...: take guards of the fast path out, each in a copy: its test must fail
+	$(BIN)/python -m tests.mutation $(WORDS)
+
 lint: all  ## ruff, mypy --strict, cython-lint
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
@@ -41,7 +47,7 @@ strict: build/strict/.built  ## a build that any warning of Cython or gcc ends
 sanitized: build/sanitized/.built  ## the data-plane tests under the address and undefined-behaviour sanitizers
 	$(SANITIZED) $(PYTEST) -q tests/dataplane
 
-fuzz: all build/sanitized/.built  ## N=... mutated datagrams through both doors, under the sanitizers
+fuzz: all build/sanitized/.built  ## N=... mutated datagrams, super-packets and batches each, under the sanitizers
 	FLANNEL_UDP_FUZZ=$(N) $(SANITIZED) $(PYTEST) --timeout=0 -q tests/dataplane/test_fuzz.py
 
 # Each run is kept, to be compared with later ones; MICRO: options of pytest-benchmark.

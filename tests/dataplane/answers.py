@@ -25,8 +25,10 @@ Answer: TypeAlias = Callable[..., int | None]
 
 # Specification: linux/audit.h, asm/unistd_64.h and asm-generic/unistd.h.
 ARCHITECTURES = {
-    "x86_64": (317, {"sendmsg": 46, "sendmmsg": 307, "recvmsg": 47, "recvmmsg": 299, "writev": 20}),
-    "aarch64": (277, {"sendmsg": 211, "sendmmsg": 269, "recvmsg": 212, "recvmmsg": 243, "writev": 66}),
+    "x86_64": (317, {"sendmsg": 46, "sendmmsg": 307, "recvmsg": 47, "recvmmsg": 299, "read": 0,
+                      "writev": 20}),
+    "aarch64": (277, {"sendmsg": 211, "sendmmsg": 269, "recvmsg": 212, "recvmmsg": 243, "read": 63,
+                       "writev": 66}),
 }
 # Specification: linux/seccomp.h, linux/prctl.h, linux/bpf_common.h.
 SET_MODE_FILTER, NEW_LISTENER, PR_SET_NO_NEW_PRIVS = 1, 1 << 3, 38
@@ -125,6 +127,11 @@ class Message:
     @property
     def has_control(self) -> bool:
         return ctypes.c_size_t.from_address(self.address + 40).value > 0
+
+    def set_gro_size(self, size: int) -> None:
+        """Say another size in the one control message, whose head has 16 bytes."""
+        control = ctypes.c_void_p.from_address(self.address + 32).value or 0
+        ctypes.c_int.from_address(control + 16).value = size
 
     def add_flags(self, flags: int) -> None:
         """Say more of it in msg_flags."""

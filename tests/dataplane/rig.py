@@ -177,6 +177,11 @@ class Rig:
         wait_until(lambda: self.outcomes(direction).get(outcome, 0) >= count,
                    f"{count} x {outcome}, {direction}")
 
+    def comes_to(self, direction: str, outcomes: dict[str, int]) -> None:
+        """Wait until all packets have an outcome, and these are the outcomes."""
+        wait_until(lambda: sum(self.outcomes(direction).values()) >= sum(outcomes.values()), f"{outcomes}, {direction}")
+        assert self.outcomes(direction) == outcomes
+
     def check_law(self) -> None:
         """Packets in are the sum of outcomes, and each outcome is one that its direction may have."""
         for direction in LOOPS:

@@ -117,8 +117,8 @@ OTHER4 = [
 ]
 OTHER6 = [{"tos": 1}, {"tos": 0x10}, {"ttl": 63}, {"label": 1}, {"sport": 1}, {"dport": 1}, {"source": "fd05::3"},
           {"destination": "fd05:0:0:2::3"}, {"extension": True}]
-OTHER_TCP = [{"acknowledgment": 78}, {"window": 8193}, {"options": TIMESTAMPS}, {"sequence": 1999}, {"sequence": 2001},
-             *({"flags": flags} for flags in ("SA", "FA", "RA", "UA", "CA", "EA", "", "FPA", "NA"))]
+OTHER_TCP = [{"acknowledgment": 78}, {"window": 8193}, {"urgent": 3}, {"options": TIMESTAMPS}, {"sequence": 1999},
+             {"sequence": 2001}, *({"flags": flags} for flags in ("SA", "FA", "RA", "UA", "CA", "EA", "", "FPA", "NA"))]
 
 
 def second_changed(flow: Flow, change: dict[str, object]) -> list[bytes]:

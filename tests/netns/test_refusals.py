@@ -178,6 +178,8 @@ def test_what_may_be_fragmented_passes_a_lowered_mtu(burst: MakeBurst) -> None:
     assert sent.send() == {"sent": 2 * COUNT}
     sent.receive()
     assert sent.one.events("out")["outer_fragmented"] == COUNT
+    sent.sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
+    assert sent.send() == {"sent": 2 * COUNT, "too_big": COUNT}, "and no other datagram may be fragmented"
 
 
 @SINGLY
