@@ -201,6 +201,17 @@ def test_datagrams_without_a_checksum_stay_apart() -> None:
     assert counts(bare) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("flow", [UDP4, UDP6], ids=["udp4", "udp6"])
+def test_a_sum_of_zero_is_ffff_undone_and_divided(flow: Flow) -> None:
+    """Trap 6: each datagram begins with the two bytes that make its sum zero."""
+    field = flow.packet(b"\0\0abcd")[flow.transport() + 6:][:2]
+    made = flow.segments((field + b"abcd") * 3, 6)
+    assert all(one[flow.transport() + 6:][:2] == b"\xff\xff" for one in made)
+    assert counts(made) == [3]
+    (vnet, frame, _), = coalesce(made, True)
+    assert segment(frame, vnet) == made
+
+
 def test_a_datagram_whose_length_is_not_the_packets_stays_alone() -> None:
     padded = [ipv4(payload=one[20:] + b"\0") for one in train(UDP4)]
     assert counts(padded) == [1, 1, 1]

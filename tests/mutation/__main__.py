@@ -115,7 +115,7 @@ def main(words: list[str]) -> int:
             print(f"{said:10}{mutation.guard}", flush=True)
             return said
 
-        sound(trees, chosen)
+        check(trees, chosen)
         with ThreadPoolExecutor(workers) as pool:
             outcomes = list(pool.map(outcome, chosen))
     left = [one for one, said in zip(chosen, outcomes, strict=True) if said != "killed"]
@@ -125,11 +125,15 @@ def main(words: list[str]) -> int:
     return 1 if left else 0
 
 
-def sound(trees: "SimpleQueue[Tree]", chosen: Iterable[Mutation]) -> None:
+def check(trees: "SimpleQueue[Tree]", chosen: Iterable[Mutation]) -> None:
     """Exit unless every test passes where nothing is mutated."""
     tree = trees.get()
     for test in dict.fromkeys(one.test for one in chosen):
-        if not tree.passes(*shlex.split(test)):
+        try:
+            sound = tree.passes(*shlex.split(test))
+        except Fault as fault:
+            sys.exit(f"cannot be run: {fault}")
+        if not sound:
             sys.exit(f"fails without a mutation, and so shows nothing: pytest {test}")
     trees.put(tree)
 

@@ -154,7 +154,7 @@ TABLE = [
         ("undone, PSH is the last one's again", "(<TcpHeader *>transport).flags &= ~<uint8_t>TCP_PSH", "pass",
          f"{COALESCE} -k psh"),
         ("trap 6: undone, a sum of 0 is ffff", "(<UdpHeader *>transport).checksum = 0xFFFF", "pass",
-         f"{COALESCE} -k undone")),
+         f"{COALESCE} -k of_zero")),
     *of("run",
         ("one next hop", "run.slot == slot and ", "", RUN),
         ("a shorter one is the last", "not run.closed and ", "", RUN),
