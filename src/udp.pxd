@@ -135,7 +135,7 @@ cdef inline int udp_receive_many(int fd, uint8_t *slots, Underlay *senders, mmsg
     """
     cdef iovec pieces[SLOTS]
     cdef int received = -1
-    cdef uint32_t i
+    cdef int i
     memset(messages, 0, SLOTS * sizeof(mmsghdr))
     for i in range(SLOTS):
         pieces[i].iov_base, pieces[i].iov_len = slots + i * SLOT, FRAME_MAX
