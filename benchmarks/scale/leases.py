@@ -5,6 +5,7 @@ nodes have it. Its public address is of 198.18.0.0/15, and is another after each
 """
 
 import itertools
+import json
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -22,12 +23,12 @@ DEADLINE = 30.0
 
 
 class Leases:
-    """The leases below one prefix, and `current`: the address that each node's lease tells now."""
+    """The leases below one prefix, and `current`: the address by node that was sent last."""
 
     def __init__(self, target: str, prefix: str, count: int) -> None:
         self._channel = grpc.insecure_channel(target, (("grpc.enable_http_proxy", 0),))
         self._kv, grants = rpc.KVStub(self._channel), rpc.LeaseStub(self._channel)
-        self._prefix = prefix
+        self._prefix, self._count = prefix, count
         self._addresses = itertools.cycle(range(1, PEERS.num_addresses - 1))  # several threads may take the next
         self.current: dict[int, IPv4Address] = {}
         self.commit(rpc.RequestOp(request_put=rpc.PutRequest(key=f"{prefix}/config".encode(), value=CONFIG.encode())))
@@ -59,8 +60,12 @@ class Leases:
         self.send(*operations).result()
 
     def expected(self) -> dict[str, str]:
-        """What a daemon's status should tell: address by subnet."""
-        return {f"{subnet_of(number)}": f"{address}" for number, address in self.current.items()}
+        """What a daemon's status should tell, by what etcd holds: address by subnet of all nodes of ours."""
+        begin = f"{self._prefix}/subnets/".encode()
+        kvs = self._kv.Range(rpc.RangeRequest(key=begin, range_end=begin[:-1] + b"0"), timeout=DEADLINE).kvs
+        pairs = {kv.key[len(begin):].decode().replace("-", "/"): json.loads(kv.value)["PublicIP"] for kv in kvs}
+        ours = {f"{subnet_of(number)}" for number in range(self._count)}
+        return {subnet: address for subnet, address in pairs.items() if subnet in ours}
 
     def close(self) -> None:
         self._channel.close()

@@ -157,5 +157,5 @@ def await_routes(daemon: Daemon, expected: dict[str, str]) -> None:
     try:
         wait_until(as_expected, "", 0.2)
     except Failed:
-        wrong = expected.items() ^ found["now"].items()
+        wrong = set(expected.items() ^ found["now"].items())
         raise Failed(f"the daemon's routes differ from the leases in {len(wrong)} pairs: {sorted(wrong)[:4]}") from None
