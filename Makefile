@@ -16,7 +16,7 @@ N ?= 1000000
 MICRO_RUNS := .cache/benchmarks/micro
 
 .PHONY: all demo test test-long test-mutations lint strict sanitized races fuzz clean distclean help
-.PHONY: bench bench-quick bench-full bench-micro bench-micro-compare
+.PHONY: bench bench-quick bench-full bench-scale bench-micro bench-micro-compare
 .PHONY: prepare-build prepare-lab prepare-test prepare-bench
 
 all: prepare-build build/.built  ## build flannel-udp into .venv (editable)
@@ -74,6 +74,10 @@ bench: prepare-bench all  ## the headline rows, five rounds of 5 s (root, half a
 
 bench-full: prepare-bench all  ## every load, link mode and setting (root, hours)
 	$(BIN)/python -m benchmarks.rivals full --save .cache/benchmarks/full $(RIVALS)
+
+# SCALE: options, see `python -m benchmarks.scale --help`. The first run builds etcd, and needs go.
+bench-scale: all  ## one daemon among 10,000 nodes in etcd, 200 nodes that start at once, within 3 minutes (root)
+	$(BIN)/python -m benchmarks.scale --save .cache/benchmarks/scale $(SCALE)
 
 clean:  ## remove what was built, and caches
 	rm -rf build dist *.egg-info flannel_udp/*.so .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

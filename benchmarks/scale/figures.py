@@ -9,6 +9,8 @@ Record = dict[str, Any]
 # The targets: seconds, seconds, MiB, seconds, ns, a ratio. The lag is our reading of "not behind".
 START, CHANGE, MEMORY, LAG, LOOKUP, UNCHANGED = 1.0, 0.010, 120.0, 0.1, 5.0, 1.5
 
+VERDICTS = {True: "reached", False: "**missed**", None: "-"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,9 +32,8 @@ def markdown(record: Record) -> str:
     """Return the table."""
     chosen = record["options"]
     head = f"{chosen['leases']} leases in etcd; {record['machine']['cpu']}, {record['machine']['date']}"
-    lines = [head, "", "| measure | figure | target | verdict | beside |", "|---|---|---|---|---|"]
-    verdicts = {True: "reached", False: "**missed**", None: "-"}
-    lines += [f"| {row.measure} | {row.figure} | {row.target} | {verdicts[row.reached]} | {row.beside} |"
+    lines = [head, "", "## Targets", "", "| measure | figure | target | verdict | beside |", "|---|---|---|---|---|"]
+    lines += [f"| {row.measure} | {row.figure} | {row.target} | {VERDICTS[row.reached]} | {row.beside} |"
               for row in rows(record)]  # fmt: skip
     return "\n".join(lines) + "\n"
 

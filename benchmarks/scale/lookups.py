@@ -21,7 +21,7 @@ def lookups(counts: tuple[int, ...]) -> dict[int, list[float]]:
     for _ in range(ROUNDS):
         for count, (node, addresses, expected) in tables.items():
             begin = time.perf_counter()
-            node.lookups(addresses, slots)
+            node.lookups(addresses.data, slots.data)
             told[count].append((time.perf_counter() - begin) / LOOKUPS * 1e9)
             if not (slots == expected).all():
                 raise Failed(f"look-ups among {count} leases find other slots than were set")
