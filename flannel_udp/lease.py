@@ -30,8 +30,8 @@ _KEY: Final = re.compile(r"([0-9]+\.[0-9]+.[0-9]+.[0-9]+)-([0-9]+)(?:&([a-f0-9:]
 _KEY_MAX_CHARS: Final = 128  # our choice: twice the longest pair of subnets; matching takes the cube of it
 _KEY_MAX_LEN4: Final = 31  # specification: flannel reads the lengths as 5 and 7 bits
 _KEY_MAX_LEN6: Final = 127
-# Our choice: how many keys, and how many values of which size, are read but once. A start reads the same snapshot twice,
-# whoever loses a race reads it again, and a renewal changes neither.
+# Our choice: how many keys, and how many values of which size, are read but once. A start reads the same snapshot
+# twice, whoever loses a race reads it again, and a renewal changes neither.
 _REMEMBERED: Final = 1 << 14
 _REMEMBERED_BYTES: Final = 512
 _GO_ESCAPES: Final = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})

@@ -53,7 +53,8 @@ def _starts(record: Record) -> list[Row]:
     return [
         Row("start: from asking for the first snapshot to the first packet", f"{figure:.2f} s", f"< {START:g} s",
             figure < START,
-            f"most {max(snapshot):.2f} s; from the start of the process {statistics.median(process):.2f} s"),
+            f"most {max(snapshot):.2f} s; from the start of the process {statistics.median(process):.2f} s, "
+            f"{statistics.median(one['cpu'] for one in starts):.2f} s of them at work"),
         Row("memory of the daemon, resident", f"{most:.0f} MiB", f"< {MEMORY:g} MiB", most < MEMORY,
             f"after a start {statistics.median(one['VmRSS'] for one in starts):.0f} MiB, "
             f"after the many changes {record['load']['VmRSS']:.0f} MiB, the most for a moment {peak:.0f} MiB"),

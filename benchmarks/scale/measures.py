@@ -1,6 +1,7 @@
 """What is measured: starts of the daemon, single changes, many changes, memory, and nodes that start at once."""
 
 import contextlib
+import itertools
 import json
 import re
 import subprocess
@@ -59,9 +60,10 @@ def start(place: Place) -> tuple[Daemon, Sample]:
     with place.street.door(place.leases.current[last]) as door:
         daemon = place.daemon()
         first = arrival(door) - time.monotonic() + time.time()
+        cpu = daemon.cpu()
     await_routes(daemon, place.leases.expected())
     return daemon, {"from_process": first - daemon.began, "from_snapshot": first - daemon.asked_for_leases(),
-                    **daemon.memory()}
+                    "cpu": cpu, **daemon.memory()}
 
 
 def change(place: Place, kind: str) -> float:
@@ -135,11 +137,10 @@ def _change_all(leases: Leases, rate: int, seconds: float) -> float:
 
 def crowd(place: Place, count: int, prefix: str) -> Sample:
     """Have so many nodes start at once below a prefix; what became of them, and what it cost etcd."""
-    shares = [range(count)[part::PROCESSES] for part in range(PROCESSES)]
-    firsts = [sum(len(share) for share in shares[:part]) for part in range(PROCESSES)]
+    bounds = sorted({count * part // PROCESSES for part in range(PROCESSES + 1)})
     with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(_starters(place, prefix, first, len(share)))
-                    for first, share in zip(firsts, shares, strict=True) if share]
+        children = [stack.enter_context(_starters(place, prefix, first, after - first))
+                    for first, after in itertools.pairwise(bounds)]
         for child in children:
             _answer(child)
         before, cpu = etcd_counts(place.etcd), cpu_of(place.etcd.members[0].pid)

@@ -37,7 +37,9 @@ def world() -> Iterator[Cable]:
     cable = Cable()
     try:
         one, two = cable.nodes
-        one.ip(f"route add {PEERS} via {two.address}")
+        # Without a default route a packet that comes before the tunnel is refused at once. With one it would wait for a
+        # neighbour that nobody is, and those behind it for room in the socket.
+        one.ip("route del default", f"route add {PEERS} via {two.address}")
         two.ip(f"route add local {PEERS} dev lo")
         yield cable
     finally:

@@ -77,7 +77,9 @@ class PeerTable:
     def _hold(self, key: str, lease: Lease) -> None:
         if key not in self.leases:  # otherwise its subnets are the same as before: they are what the key says
             for subnet in _subnets(lease):
-                self._holders[subnet] = (*self._holders.get(subnet, ()), key)
+                others = self._holders.setdefault(subnet, (key,))
+                if key not in others:
+                    self._holders[subnet] = (*others, key)
         self.leases[key] = lease
 
     def _drop(self, key: str) -> None:
