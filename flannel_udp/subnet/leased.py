@@ -145,7 +145,7 @@ class LeasedSubnetManager:
             if time.monotonic() > deadline:
                 raise LeaseError(f"no subnet: others were faster {tries} times in {self._acquire_timeout:g} s")
             # Spread those who race: the more often this node lost, the wider.
-            self._pause(self._rng.uniform(0, min(0.25, 0.002 * 2 ** min(tries, 10))))
+            self._pause(self._rng.uniform(0, min(2.0, 0.002 * 2 ** min(tries, 10))))
 
     def update(self, attrs: LeaseAttrs) -> Lease:
         """See the protocol."""

@@ -60,10 +60,18 @@ class Agent:
         with self.node.entered(), Links() as links:
             self.tun = open_tun(PATTERNS[self.family], UNDERLAY_MTU - OVERHEADS[self.family], address, self.network,
                                 links, offload="tun" not in self.off, queues=self.queues, steer=self.steering)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Run the loops, on what is open."""
         doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self.sockets[0].granted.offloads)
         queues = [Queue(fd, sockets.street.fileno(), sockets.path.fileno())
                   for fd, sockets in zip(self.tun.fds, self.sockets, strict=True)]
         self.forwarder.start(queues, lambda loop, error: self.exits.append((loop, error)), doors)
+
+    def pause(self) -> None:
+        """End the loops, and leave all open: what comes meanwhile waits in the kernel's queues until go_on()."""
+        self.forwarder.stop()
 
     def stop(self) -> None:
         """End the loops, which takes well below a second, and close the TUN."""
