@@ -15,8 +15,8 @@ BUILD_INPUTS := setup.py $(wildcard src/*.pyx src/*.pxd src/*/*.pxd)
 N ?= 1000000
 MICRO_RUNS := .cache/benchmarks/micro
 
-.PHONY: all demo test test-faults lint strict sanitized fuzz clean distclean help
-.PHONY: bench bench-quick bench-full bench-micro bench-micro-compare
+.PHONY: all demo test test-long test-faults test-mutations lint strict sanitized races fuzz clean distclean help
+.PHONY: bench bench-quick bench-full bench-scale bench-micro bench-micro-compare
 .PHONY: prepare-build prepare-lab prepare-test prepare-bench
 
 all: prepare-build build/.built  ## build flannel-udp into .venv (editable)
@@ -30,6 +30,12 @@ test: prepare-test all  ## lint, strict build, the data plane under sanitizers, 
 	$(MAKE) --no-print-directory sanitized
 	$(PYTEST)
 
+test-long: prepare-test all  ## every combination of what transfers depend on (hours)
+	FLANNEL_UDP_LONG=1 $(PYTEST) tests/netns/test_transfers.py
+
+test-mutations: prepare-test all  ## WORDS=...: take guards of the fast path out, each in a copy: its test must fail
+	$(BIN)/python -m tests.mutation $(WORDS)
+
 lint: all  ## ruff, mypy --strict, cython-lint
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
@@ -41,7 +47,14 @@ strict: build/strict/.built  ## a build that any warning of Cython or gcc ends
 sanitized: build/sanitized/.built  ## the data-plane tests under the address and undefined-behaviour sanitizers
 	$(SANITIZED) $(PYTEST) -q tests/dataplane
 
-fuzz: all build/sanitized/.built  ## N=... mutated datagrams through both doors, under the sanitizers
+# setarch: the sanitizer knows fewer places for memory than newer kernels choose from. Its report is the test's failure.
+races: all build/races/.built  ## loops and table under the thread sanitizer
+	PYTHONPATH=$(CURDIR)/build/races LD_PRELOAD=$$(gcc -print-file-name=libtsan.so) \
+	TSAN_OPTIONS="suppressions=$(CURDIR)/tests/dataplane/races.txt history_size=7 exitcode=66" \
+	setarch -R $(PYTEST) -q --capture=sys --timeout=0 tests/dataplane/test_rcu.py tests/dataplane/test_worker.py \
+	tests/dataplane/test_send.py tests/dataplane/test_receive.py -k "not leak and not takes_no_memory"
+
+fuzz: all build/sanitized/.built  ## N=... mutated datagrams, super-packets and batches each, under the sanitizers
 	FLANNEL_UDP_FUZZ=$(N) $(SANITIZED) $(PYTEST) --timeout=0 -q tests/dataplane/test_fuzz.py
 
 # TIMES and SEED: FAULTS="30 1". The first run builds etcd, and needs go.
@@ -65,6 +78,10 @@ bench: prepare-bench all  ## the headline rows, five rounds of 5 s (root, half a
 
 bench-full: prepare-bench all  ## every load, link mode and setting (root, hours)
 	$(BIN)/python -m benchmarks.rivals full --save .cache/benchmarks/full $(RIVALS)
+
+# SCALE: options, see `python -m benchmarks.scale --help`. The first run builds etcd, and needs go.
+bench-scale: all  ## one daemon among 10,000 nodes in etcd, 200 nodes that start at once, within 3 minutes (root)
+	$(BIN)/python -m benchmarks.scale --save .cache/benchmarks/scale $(SCALE)
 
 clean:  ## remove what was built, and caches
 	rm -rf build dist *.egg-info flannel_udp/*.so .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -119,7 +136,11 @@ build/strict/.built: build/.installed $(BUILD_INPUTS)
 
 # The Python files are copied along, since a package is found in one folder only.
 build/sanitized/.built: build/.installed $(BUILD_INPUTS) $(wildcard flannel_udp/*.py flannel_udp/*/*.py)
-	FLANNEL_UDP_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitized-tmp --build-lib build/sanitized
+	FLANNEL_UDP_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build --build-base build/sanitized-tmp --build-lib build/sanitized
+	touch $@
+
+build/races/.built: build/.installed $(BUILD_INPUTS) $(wildcard flannel_udp/*.py flannel_udp/*/*.py)
+	FLANNEL_UDP_SANITIZE=thread $(BIN)/python setup.py --quiet build --build-base build/races-tmp --build-lib build/races
 	touch $@
 
 # tests/dataplane/conftest.py fails unless the modules really come from this folder, with the sanitizers in them.

@@ -2,7 +2,7 @@
 
 Environment:
   FLANNEL_UDP_STRICT=1    Cython warnings, Cython performance hints and gcc warnings end the build
-  FLANNEL_UDP_SANITIZE=1  address and undefined-behaviour sanitizers (see the Makefile, target sanitized)
+  FLANNEL_UDP_SANITIZE=address,undefined  or thread: gcc's sanitizers of these names (the Makefile's sanitized, races)
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from Cython.Compiler import Options
 from setuptools import Extension, setup
 
 STRICT = os.environ.get("FLANNEL_UDP_STRICT") == "1"
-SANITIZE = os.environ.get("FLANNEL_UDP_SANITIZE") == "1"
+SANITIZE = os.environ.get("FLANNEL_UDP_SANITIZE", "")
 
 # -g0 in the release build: debug records would be four fifths of the shared object.
 # Packets are bytes seen through header structs, which C's aliasing rules would let the compiler reorder (it did).
 COMPILE = ["-std=gnu11", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall", "-Wextra"]
-COMPILE += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if SANITIZE else ["-O3", "-g0"]
+COMPILE += ["-O1", "-g", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else ["-O3", "-g0"]
 COMPILE += ["-Werror"] if STRICT else []
-LINK = ["-fsanitize=address,undefined"] if SANITIZE else []
+LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
 # A folder per kind of build: what one kind translated must not pass for up to date in another.
-GENERATED = "build/cython" + ("-sanitized" if SANITIZE else "-strict" if STRICT else "")
+GENERATED = "build/cython" + (f"-{SANITIZE.partition(',')[0]}" if SANITIZE else "-strict" if STRICT else "")
 
 MODULES = {"_dataplane": "worker.pyx", "_probe": "probe.pyx", "_timing": "timing.pyx"}
 

@@ -22,7 +22,8 @@ from flannel_udp.errors import ConfigError, FlannelUdpError, UsageError
 if TYPE_CHECKING:
     from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease
-    from flannel_udp.registry import Entry, Registry
+    from flannel_udp.options import NodeOptions
+    from flannel_udp.registry import Registry
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -75,7 +76,8 @@ def _dispatch(words: list[str]) -> int:
 
 def _command_of(words: list[str]) -> str:
     """The words that name the command, for the hint at its help."""
-    return " ".join([PROGRAM, *words[:2 if words[0] in {"config", "lab"} else 1]])
+    deep = words[0] in {"config", "lab"} or words[1:2] in (["reserve"], ["release"])
+    return " ".join([PROGRAM, *words[:2 if deep else 1]])
 
 
 def _tell(error: FlannelUdpError, hint: str = "", status: int = 1) -> int:
@@ -170,14 +172,19 @@ def leases(arguments: argparse.Namespace) -> int:
     """List the leases of a registry."""
     from flannel_udp import render
     from flannel_udp.lease import decode_snapshot
+    from flannel_udp.registry import UNTOLD
 
     with _registry(arguments) as registry:
         listing = registry.snapshot()
         if not listing.entries:
             registry.read_config()  # NoConfig tells an empty overlay from a path where no registry is
-        entries = [(e.key, e.value, e.revision, _expiry(registry, e)) for e in listing.entries]
+        untold = [entry.key for entry in listing.entries if entry.expiry == UNTOLD]
+        expiries = registry.expiries(untold) if untold else {}
+    gone = dict.fromkeys(untold, time.time()) | expiries  # since the listing
+    entries = [(e.key, e.value, e.revision, gone.get(e.key, e.expiry)) for e in listing.entries]
     snapshot = decode_snapshot(entries, listing.revision)
-    rows = [_lease_row(lease) for lease in snapshot.leases]
+    heard = _last_heard(arguments)
+    rows = [_lease_row(lease, heard) for lease in snapshot.leases]
     if arguments.json:
         print(json.dumps({"revision": snapshot.revision, "leases": rows, "skipped": dict(snapshot.skipped)}, indent=2))
         return 0
@@ -187,25 +194,51 @@ def leases(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _expiry(registry: Registry, entry: Entry) -> float | None:
-    """When an entry ends, asked for where the listing does not tell it."""
-    from flannel_udp.errors import Conflict
-    from flannel_udp.registry import UNTOLD
+def leases_reserve(arguments: argparse.Namespace) -> int:
+    """Reserve a subnet."""
+    from flannel_udp.lease import LeaseAttrs
+    from flannel_udp.options import read_public_ip, read_public_ipv6
+    from flannel_udp.subnet import admin
 
-    if entry.expiry != UNTOLD:
-        return entry.expiry
+    subnets = admin.read_subnets(arguments.subnet)
+    attrs = LeaseAttrs(read_public_ip(arguments.public_ip), read_public_ipv6(arguments.public_ipv6))
+    with _registry(arguments) as registry:
+        owner = admin.reserve(registry, subnets, attrs)
+    told = ", ".join(str(address) for address in (owner.public_ip, owner.public_ipv6) if address)
+    print(f"{' '.join(str(subnet) for subnet in subnets if subnet)} is reserved for {told or 'nobody'}")
+    return 0
+
+
+def leases_release(arguments: argparse.Namespace) -> int:
+    """Delete a lease or a reservation."""
+    from flannel_udp.subnet import admin
+
+    with _registry(arguments) as registry:
+        key, owner = admin.release(registry, arguments.subnet)
+    told = owner and (owner.public_ip or owner.public_ipv6)
+    print(f"{key} is released" + (f"; it was {told}'s" if told else ""))
+    return 0
+
+
+def _last_heard(arguments: argparse.Namespace) -> dict[tuple[str, str], float | None]:
+    """When this host's daemon heard of each peer last, by subnet and address; nothing where no daemon answers."""
+    from flannel_udp import control
+    from flannel_udp.errors import ControlError
+
     try:
-        return registry.expiry(entry.key)
-    except Conflict:  # gone since
-        return time.time()
+        peers = control.ask(_control_socket(arguments), {"command": "status"}).get("peers", [])
+    except ControlError:
+        return {}
+    return {(peer["subnet"], peer["underlay"]): peer["last_heard"] for peer in peers}
 
 
-def _lease_row(lease: Lease) -> dict[str, Any]:
+def _lease_row(lease: Lease, heard: dict[tuple[str, str], float | None]) -> dict[str, Any]:
     attrs = lease.attrs
     values = {"subnet": lease.subnet, "ipv6_subnet": lease.ipv6_subnet, "public_ip": attrs.public_ip,
               "public_ipv6": attrs.public_ipv6}
     texts = {name: None if value is None else str(value) for name, value in values.items()}
-    return {**texts, "backend": attrs.backend_type, "expiry": lease.expiry, "reserved": lease.expiry is None}
+    return {**texts, "backend": attrs.backend_type, "expiry": lease.expiry, "reserved": lease.expiry is None,
+            "last_heard": heard.get((str(lease.subnet), str(attrs.public_ip)))}
 
 
 # -- status -----------------------------------------------------------------------------------------------------------
@@ -213,11 +246,51 @@ def _lease_row(lease: Lease) -> dict[str, Any]:
 
 def status(arguments: argparse.Namespace) -> int:
     """Ask the running daemon how it is."""
-    from flannel_udp import control, options, render
+    from flannel_udp import control, render
 
-    run_dir = arguments.run_dir or os.environ.get("FLANNELD_RUN_DIR") or options.DEFAULT_RUN_DIR
-    answer = control.ask(control.socket_path(Path(run_dir)), {"command": "status"})
+    answer = control.ask(_control_socket(arguments), {"command": "status"})
     print(json.dumps(answer, indent=2) if arguments.json else render.document(answer))
+    return 0
+
+
+# -- what surrounds the daemon ----------------------------------------------------------------------------------------
+
+
+def cleanup(arguments: argparse.Namespace) -> int:
+    """Remove what a daemon that has ended left on this host."""
+    from flannel_udp.cleanup import cleanup as undo
+
+    place = _place(arguments)
+    done = False
+    for what in undo(place):
+        print(f"removed {what}", flush=True)
+        done = True
+    if not done:
+        print("nothing to remove")
+    if place.subnet_file.exists():
+        print(f"kept {place.subnet_file}: the CNI plugin reads it, and flannel, to get the same subnet again")
+    return 0
+
+
+def _place(arguments: argparse.Namespace) -> NodeOptions:
+    """Where the daemon keeps its files: the flags, the environment, what is usual."""
+    from flannel_udp.options import NodeOptions
+
+    usual = NodeOptions()
+    run_dir, state_dir, subnet_file = (
+        Path(getattr(arguments, name) or os.environ.get(f"FLANNELD_{name.upper()}") or getattr(usual, name))
+        for name in ("run_dir", "state_dir", "subnet_file"))
+    return NodeOptions(run_dir=run_dir, state_dir=state_dir, subnet_file=subnet_file)
+
+
+def mk_docker_opts(arguments: argparse.Namespace) -> int:
+    """Write Docker's options for this node's subnet."""
+    from flannel_udp import docker_opts
+
+    options = docker_opts.docker_options(docker_opts.read_entries(arguments.f), ip_masq=not arguments.m)
+    text = docker_opts.docker_env(options, os.environ, individual=arguments.i, combined=arguments.c, key=arguments.k)
+    docker_opts.write_file(arguments.d, text)
+    docker_opts.check_routes(arguments.f)
     return 0
 
 
@@ -287,6 +360,13 @@ def _registry(arguments: argparse.Namespace) -> Iterator[Registry]:
         yield registry
 
 
+def _control_socket(arguments: argparse.Namespace) -> Path:
+    from flannel_udp import control, options
+
+    run_dir = arguments.run_dir or os.environ.get("FLANNELD_RUN_DIR") or options.DEFAULT_RUN_DIR
+    return control.socket_path(Path(run_dir))
+
+
 class _Version(argparse.Action):
     """--version, without asking for the version unless it is wanted: the look-up costs more than all else here."""
 
@@ -309,8 +389,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="the node's daemon (flags: run --help)", add_help=False)
     _add_registry_commands(commands)
     shown = _add(commands, "status", status, "ask the running daemon how it is")
-    shown.add_argument("--run-dir", metavar="DIR", help="the daemon's run directory (or FLANNELD_RUN_DIR)")
+    _add_run_dir(shown)
     shown.add_argument("--json", action="store_true", help="the answer as JSON")
+    _add_host_commands(commands)
     _add_lab_commands(_group(commands, "lab", "nodes as network namespaces on this machine"))
     return parser
 
@@ -325,9 +406,40 @@ def _add_registry_commands(commands: Commands) -> None:
             _add_registry(added)
         if name != "get":
             added.add_argument("configuration", metavar="FILE|-|JSON", help="a file, - for standard input, or the JSON")
-    listed = _add(commands, "leases", leases, "list the leases of a registry")
+    _add_leases_commands(_add(commands, "leases", leases, "list the leases of a registry"))
+
+
+def _add_leases_commands(listed: argparse.ArgumentParser) -> None:
     _add_registry(listed)
+    _add_run_dir(listed)
     listed.add_argument("--json", action="store_true", help="the leases as JSON")
+    commands = listed.add_subparsers(title="commands", metavar="COMMAND")
+    reserved = _add(commands, "reserve", leases_reserve,
+                    "keep a subnet for the node of an address, or from all; a lease that stands stays its node's")
+    reserved.add_argument("subnet", nargs="+", metavar="SUBNET", help="10.5.1.0/24; of both families in dual stack")
+    for name in ("--public-ip", "--public-ipv6"):
+        reserved.add_argument(name, metavar="IP", help="of the node that is to have it (default: nobody)")
+    released = _add(commands, "release", leases_release,
+                    "delete the lease of a node that is gone, or a reservation; a living node takes its lease again")
+    released.add_argument("subnet", metavar="SUBNET", help="10.5.1.0/24, or a key as the log names it")
+    for added in (reserved, released):
+        _add_registry(added, default=argparse.SUPPRESS)  # or as it was said before the sub-command
+
+
+def _add_host_commands(commands: Commands) -> None:
+    undo = _add(commands, "cleanup", cleanup, "remove the rules, routes and files that an ended daemon left here")
+    for flag, text in (("run-dir", "run directory"), ("state-dir", "state directory"), ("subnet-file", "subnet.env")):
+        undo.add_argument(f"--{flag}", metavar="PATH",
+                          help=f"the daemon's {text} (or FLANNELD_{flag.upper().replace('-', '_')})")
+    docker = _add(commands, "mk-docker-opts", mk_docker_opts, "write Docker's options for this node's subnet")
+    docker.add_argument("-f", metavar="FILE", type=Path, default=Path("/run/flannel/subnet.env"),
+                        help="subnet.env (default %(default)s)")
+    docker.add_argument("-d", metavar="FILE", type=Path, default=Path("/run/docker_opts.env"),
+                        help="the file to write (default %(default)s)")
+    docker.add_argument("-i", action="store_true", help="write each option as a variable of its own")
+    docker.add_argument("-c", action="store_true", help="write all in one variable; both is the default")
+    docker.add_argument("-m", action="store_true", help="leave --ip-masq out")
+    docker.add_argument("-k", metavar="KEY", default="DOCKER_OPTS", help="that variable's name (default %(default)s)")
 
 
 def _add_lab_commands(lab: Commands) -> None:
@@ -346,13 +458,17 @@ def _add_lab_commands(lab: Commands) -> None:
     _add(lab, "demo", lab_demo, "the whole way of a packet, shown step by step")
 
 
-def _add_registry(parser: argparse.ArgumentParser) -> None:
+def _add_run_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", metavar="DIR", help="the daemon's run directory (or FLANNELD_RUN_DIR)")
+
+
+def _add_registry(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     from flannel_udp import options
 
     group = parser.add_argument_group("the registry", "each may be an environment variable: FLANNELD_REGISTRY, "
                                       "FLANNELD_ETCD_ENDPOINTS")
     for flag in options.ACCESS:
-        group.add_argument(f"--{flag.name}", metavar=flag.value, help=flag.meaning)
+        group.add_argument(f"--{flag.name}", metavar=flag.value, help=flag.meaning, default=default)
 
 
 def _group(commands: Commands, name: str, text: str) -> Commands:

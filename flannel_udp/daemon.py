@@ -3,7 +3,8 @@
 Subnet manager, link monitor, loops, control socket and signals only post values to that queue. What may wait for others
 (the registry) runs as an errand (inbox.py), so that the owner is always there for packets' sake and for a stop.
 
-    start   lock ─ configuration ─ external interface ─ sockets ─ lease ─ device, loops ─ peers ─ subnet.env ─ control
+    start   lock ─ configuration ─ external interface ─ sockets ─ lease ─ flannel's leftovers ─ device, loops
+            ─ firewall ─ peers ─ subnet.env ─ control
     stop    the same backwards; subnet.env and the lease stay, as with flannel, for the next start
 """
 
@@ -20,6 +21,7 @@ from flannel_udp.backend.path import DataPath, LoopEnded
 from flannel_udp.backend.peers import PeerRoutes
 from flannel_udp.condition import Condition
 from flannel_udp.errors import ConfigError, ControlError, Fault, FlannelUdpError, NoConfig, RegistryUnavailable
+from flannel_udp.host import Host
 from flannel_udp.inbox import Answer, Inbox, Question, Stop, Stopped
 from flannel_udp.instance import sole_instance
 from flannel_udp.link import LinkEvent
@@ -38,13 +40,13 @@ from flannel_udp.subnet import (
     Trouble,
 )
 from flannel_udp.subnet.leased import LeasedSubnetManager
-from flannel_udp.subnet_env import SubnetEnv, read_subnet_env, write_subnet_env
-from flannel_udp.underlay import ExternalInterface, find_external_interface
+from flannel_udp.subnet_env import SubnetEnv, kept_env, known_before, write_subnet_env
+from flannel_udp.underlay import ExternalInterface, find_external_interface, follow_external_interface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
+    from flannel_udp.backend import Backend
     from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease
     from flannel_udp.options import NodeOptions
@@ -58,7 +60,7 @@ R = TypeVar("R")
 TICK, START_RETRY, LEASE_RETRY_MIN, LEASE_RETRY_MAX, FIRST_PEERS, PATIENCE = 1.0, 1.0, 0.5, 30.0, 5.0, 3.0
 
 # Our choice, in seconds: how often the device is looked at without an event, should one have been missed.
-ASSURE = 10.0
+ASSURE = 5.0
 
 _Event: TypeAlias = LoopEnded | LinkEvent | SubnetEvent
 
@@ -73,6 +75,10 @@ class Daemon:
         self._stack = ExitStack()
         self._acquiring: int | None = None
         self._acquire_at: float | None = None
+        self._updating: int | None = None
+        self._update_due = False
+        self._links_moved = False
+        self._leaving = False
         self._acquire_delay = LEASE_RETRY_MIN
         self._started_at = time.time()
         self._peers_known = False
@@ -85,6 +91,7 @@ class Daemon:
         self._external: ExternalInterface
         self._path: DataPath
         self._peers: PeerRoutes
+        self._host: Host
 
     def run(self) -> int:
         """Start, work until stop(), take everything down; the exit status."""
@@ -99,6 +106,7 @@ class Daemon:
                 return 1
             self._work()
             self._supervisor.stopping()
+            self._leaving = self._options.release_on_exit
             _log.info("stopping")
         _log.info("stopped")
         return 0
@@ -111,25 +119,31 @@ class Daemon:
 
     def _start(self) -> None:
         self._stack.callback(self._manager.close)
+        self._stack.callback(self._release)
         self._stack.enter_context(sole_instance(self._options))
         self._open_probes()
         self._config = self._fetch_config()
-        make_backend = backend_of(self._config)
+        self._make_backend = backend_of(self._config)
         self._links = self._stack.enter_context(Links())
         monitor = LinkMonitor(self._inbox.post)
         self._stack.callback(monitor.close)
         self._external = find_external_interface(self._options, self._links)
         _log.info("external interface", name=self._external.name, address=self._external.address,
                   public=self._external.public_address, mtu=self._external.mtu, reason=self._external.reason)
-        backend = make_backend(self._config, self._external, self._options)
+        backend = self._make_backend(self._config, self._external, self._options)
         self._path = DataPath(backend, self._links, self._inbox.post)
         self._peers = PeerRoutes(backend, self._path.forwarder)
         self._condition.opened(self._path, self._peers)
         self._stack.callback(self._path.close)
+        self._host = Host(self._options, self._config, self._links, self._inbox, self._problems)
+        self._stack.callback(self._host.close)
+        self._host.check()
         self._path.prepare()
         lease = self._insist("a lease", (RegistryUnavailable,), self._manager.acquire, backend.attrs())
         _log.info("lease acquired", lease=lease.key)
+        self._host.take_over()
         self._path.open(lease)
+        self._host.start(lease)
         for line in self._path.warnings():
             _log.warning(line)
         self._manager.events(self._inbox.post)
@@ -184,6 +198,17 @@ class Daemon:
         # Questions that wait when the end comes must not hold it up.
         self._stack.callback(self._inbox.close)
 
+    def _release(self) -> None:
+        """At a stop for good, when no packet passes any more: let others have the subnet."""
+        if not self._leaving:
+            return
+        try:
+            self._manager.release()
+        except FlannelUdpError as error:
+            _log.warning("lease not released: it ends by itself", reason=error)
+        else:
+            _log.info("lease released")
+
     def _tell_ready(self) -> None:
         self._condition.awaited = ""
         self._supervisor.status(self._condition.line())
@@ -232,6 +257,10 @@ class Daemon:
                 self._acquire()
             case Answer() if event.errand == self._acquiring:
                 self._acquired(event)
+            case Answer() if event.errand == self._updating:
+                self._updated(event)
+            case Answer():
+                self._host.answered(event)
             case OwnLeaseChanged(lease=lease):
                 self._hold(lease)
             case OwnLeaseRenewed(lease=lease) if self._path.lease and self._path.lease.key == lease.key:
@@ -240,6 +269,8 @@ class Daemon:
                 self._config_changed(event)
             case Trouble(cause="registry-recovered" as cause, detail=detail):
                 _log.info(detail, cause=cause)
+                if self._acquire_at:
+                    self._acquire()  # not when the delay ends that grew while it was away
             case Trouble(cause=cause, detail=detail):
                 _log.warning(detail, cause=cause)
             case Fault(thread=thread, error=error):
@@ -252,6 +283,7 @@ class Daemon:
             self._peers_known = True
         else:
             self._peers.change(event.put, event.deleted)
+        self._host.peers_known(event.leases if isinstance(event, PeersReset) else event.put)
         # A subnet that changed hands may have become ours before it ceased theirs.
         self._guarded(lambda: self._tell_own(afresh=False))
 
@@ -262,21 +294,69 @@ class Daemon:
 
     def _links_changed(self, events: list[LinkEvent]) -> None:
         self._path.links_changed(events)
+        self._host.links_changed(events)
         self._note_rival()
         if any(event.kind in ("address", "address gone", "lost") for event in events):
             self._tell_own(afresh=True)
-            self._check_external()
+        self._links_moved = True
 
     def _note_rival(self) -> None:
         """Say so when another link has the route to the overlay network, and when ours is back."""
         self._problems.note("route", self._path.tun.rival if self._path.tun else "")
 
-    def _check_external(self) -> None:
-        """Say so when the address that peers know is gone from this host, and when it is back."""
-        address = self._external.address
+    def _follow_external(self) -> None:
+        """Go over to another underlay interface, address or MTU where the choice has become another one.
+
+        Asked for once a tick, so that who takes an address away to give another has time for it.
+        """
+        self._links_moved = False
+        before = self._external
+        fresh = follow_external_interface(before, self._options, self._links)
+        address = fresh.address
         self._problems.note("external", "" if address in self._path.addresses else
-                            f"the underlay address {address} is no longer on this host: "
-                            "give it back, or restart to choose another")
+                            f"the underlay address {address} is no longer on this host, and there is no other to "
+                            "choose: give it one")
+        if fresh == before:
+            return
+        try:
+            backend = self._make_backend(self._config, fresh, self._options)
+        except FlannelUdpError as error:
+            self._problems.note("external", f"{error}; the underlay stays {before.address} on {before.name}")
+            return
+        self._external = fresh
+        _log.warning("external interface changed", name=fresh.name, address=fresh.address, public=fresh.public_address,
+                     mtu=fresh.mtu, reason=fresh.reason, before=f"{before.address} on {before.name}")
+        self._go_over(backend, reopen=fresh.address != before.address)
+
+    def _go_over(self, backend: Backend, *, reopen: bool) -> None:
+        """Take another underlay: data path first, then what peers are told."""
+        told = (self._path.backend.attrs(), self._path.backend.mtu)
+        self._guarded(lambda: self._path.rebase(backend, reopen=reopen))
+        self._peers.use(backend)
+        if told[1] != backend.mtu:
+            self._write_subnet_env()
+        if told[0] != backend.attrs():
+            self._update_due = True
+            self._update()
+
+    def _update(self) -> None:
+        """Tell peers where this node is now, unless the lease is being written just now; then afterwards."""
+        if self._update_due and self._updating is None and self._acquiring is None and not self._acquire_at:
+            self._update_due = False
+            self._updating = self._inbox.send(self._manager.update, self._path.backend.attrs())
+
+    def _updated(self, answer: Answer) -> None:
+        self._updating = None
+        if answer.error is None:
+            self._problems.note("update", "")
+            if self._path.lease and self._path.lease.key == answer.result.key:
+                self._path.lease = answer.result
+            _log.info("lease updated", lease=answer.result.key, public=answer.result.attrs.public_ip)
+        elif isinstance(answer.error, FlannelUdpError):
+            self._problems.note("update", f"peers do not know this node's new address yet: {answer.error}")
+            self._update_due = True  # with the next tick
+        else:
+            raise answer.error
 
     def _acquire(self) -> None:
         self._acquire_at = None
@@ -293,6 +373,9 @@ class Daemon:
             self._acquire_delay = min(2 * self._acquire_delay, LEASE_RETRY_MAX)
             return
         self._problems.note("lease", "")
+        self._update_due = answer.result.attrs != self._path.backend.attrs()  # the address changed meanwhile
+        if not self._update_due:
+            self._problems.note("update", "")
         self._acquire_delay = LEASE_RETRY_MIN
         self._hold(answer.result)
 
@@ -308,6 +391,7 @@ class Daemon:
                      before=before and before.key, now=lease.key)
         self._guarded(lambda: self._path.move(lease))
         self._peers.retry()
+        self._host.move(lease)
         self._write_subnet_env()
 
     def _config_changed(self, event: ConfigChanged) -> None:
@@ -336,6 +420,10 @@ class Daemon:
             self._assure_at = time.monotonic() + ASSURE
             self._guarded(self._path.assure)
             self._note_rival()
+        if self._links_moved:
+            self._follow_external()
+        self._update()
+        self._host.tick()
         if self._problems.of("subnet file"):
             self._write_subnet_env()
         if self._acquire_at and time.monotonic() >= self._acquire_at:
@@ -349,7 +437,7 @@ class Daemon:
         assert lease is not None
         env = SubnetEnv(config.network, lease.subnet, config.ipv6_network, lease.ipv6_subnet, self._path.backend.mtu,
                         self._options.ip_masq)
-        for path in (self._options.subnet_file, _kept_env(self._options)):
+        for path in (self._options.subnet_file, kept_env(self._options)):
             try:
                 write_subnet_env(path, env)
             except OSError as error:
@@ -374,7 +462,8 @@ class Daemon:
             return error
 
     def _status(self) -> dict[str, Any]:
-        return status(self._started_at, self._external, self._path, self._peers, self._problems)
+        return {**status(self._started_at, self._external, self._path, self._peers, self._problems),
+                "firewall": self._host.status()}
 
 
 def run(options: NodeOptions) -> int:
@@ -383,9 +472,7 @@ def run(options: NodeOptions) -> int:
     A second signal ends the process at once.
     """
     logs.configure(options.verbosity)
-    previous = read_subnet_env(options.subnet_file)
-    if not (previous.subnet or previous.ipv6_subnet):
-        previous = read_subnet_env(_kept_env(options))
+    previous = known_before(options)
     manager = LeasedSubnetManager(open_registry(options.registry, etcd=options.etcd), ttl=options.lease_ttl,
                                   renew_margin=options.renew_margin, previous=(previous.subnet, previous.ipv6_subnet))
     daemon = Daemon(options, manager)
@@ -398,8 +485,3 @@ def run(options: NodeOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     return daemon.run()
-
-
-def _kept_env(options: NodeOptions) -> Path:
-    """A second subnet.env: the one below /run does not survive a reboot."""
-    return options.state_dir / "subnet.env"

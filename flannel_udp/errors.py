@@ -17,6 +17,8 @@ FlannelUdpError                 every error that is somebody's to mend; str() is
 ├── ControlError                the control socket: no daemon there, or an answer that makes no sense
 ├── HealthError                 the health server cannot listen
 ├── InstanceError               another instance holds the same state or run directory
+├── FirewallError               nft or iptables is missing, or refused a rule
+├── TakeoverError               flannel itself still runs on this host
 └── LabError                    the lab cannot be built, found or entered
 
 Fault is none of them: no user can mend what the program did not expect.
@@ -99,6 +101,14 @@ class HealthError(FlannelUdpError):
 
 class InstanceError(FlannelUdpError):
     """Another instance uses the same directories."""
+
+
+class FirewallError(FlannelUdpError):
+    """The host's firewall cannot be had, or refused a rule."""
+
+
+class TakeoverError(FlannelUdpError):
+    """flannel itself runs here, for the same network."""
 
 
 class LabError(FlannelUdpError):

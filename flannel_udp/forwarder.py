@@ -1,8 +1,9 @@
 """The face of the data plane: own subnet, peers and routes in, packets forwarded, counters out.
 
 One Forwarder per address family. It gives each leased subnet a slot (src/peer.pxd), keeps the private table in step
-with the leases, and runs the two loops, a thread each or both in one. Only this file imports the compiled Worker and
-Builder. All methods are for the owner thread alone.
+with the leases, and runs the two loops of each queue, a thread each or both in one. Each queue has a Worker, all on one
+table; what they count is told as one. Only this file imports the compiled Worker and Builder. All methods are for the
+owner thread alone.
 """
 
 import contextlib
@@ -10,10 +11,12 @@ import errno
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import product
 from pathlib import Path
 
 from flannel_udp._dataplane import EVENTS, FIRST_PEER, OUTCOMES, OWN_SLOT, SOURCE_CHECKS, Builder, Worker
@@ -57,8 +60,19 @@ class Doors:
 
 
 @dataclass(frozen=True)
+class Queue:
+    """The descriptors of one queue, non-blocking: of the TUN, of the underlay socket, and of one more socket, bound to
+    the same address, that is asked for path MTUs.
+    """
+
+    tun: int
+    udp: int
+    path: int
+
+
+@dataclass(frozen=True)
 class Loops:
-    """How the loops run: in how many threads, on which CPUs (in turn; none named: on any), and how patiently."""
+    """How the loops run: in how many threads a queue, on which CPUs (in turn; none named: any), and how patiently."""
 
     threads: int = 2
     cpus: tuple[int, ...] = ()
@@ -118,6 +132,7 @@ class _Running:
     """The threads of running loops, and how to stop them."""
 
     stop: int
+    queues: int
     threads: list[threading.Thread] = field(default_factory=list)
 
 
@@ -132,13 +147,15 @@ class Forwarder:
             self._builder = Builder(network.network_address.packed, network.prefixlen, subnet_len)
         except ValueError as error:
             raise ConfigError(f"SubnetLen {subnet_len} in Network {network}: {error}") from None
-        self._worker = Worker(
+        self._make_worker = partial(
+            Worker,
             self._builder,
             coat_length=encapsulation.coat_length,
             ttl_step=encapsulation.ttl_step,
             overhead=encapsulation.overhead,
             source_check=SOURCE_CHECKS[source_check],
         )
+        self._workers = [self._make_worker()]  # by queue
         self._loops = loops
         self._network = network
         self._own: Network | None = None
@@ -147,7 +164,7 @@ class Forwarder:
         self._generation = 0
         self._leaving: list[int] = []
         self._free: list[tuple[int, int]] = []
-        self._noticed = dict.fromkeys(NOTICED, 0)
+        self._noticed: defaultdict[int, Counter[str]] = defaultdict(Counter)  # by queue
         self._unsaid: deque[Notice] = deque()  # by the loops' threads, too
         self._given_up_said: set[tuple[str, int]] = set()
         self._running: _Running | None = None
@@ -194,27 +211,31 @@ class Forwarder:
         self._free += [(epoch, number) for number in self._leaving]
         self._leaving.clear()
 
-    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None],
+    def start(self, queues: Sequence[Queue], on_exit: Callable[[str, OSError | None], None],
               doors: Doors = Doors()) -> None:
-        """Run the loops on these non-blocking descriptors, which stay the caller's, until stop().
+        """Run the loops on the descriptors of these queues, which stay the caller's, until stop().
 
-        `path_fd` is a second UDP socket, bound to the same address, that is asked for path MTUs. `on_exit(loop, error)`
-        is called from a loop's thread when it ends by itself.
+        `on_exit(loop, error)` is called from a loop's thread when it ends by itself.
         """
         assert self._running is None, "the loops run already"
-        self._worker.use(vnet=doors.vnet, uso=doors.uso, segment=doors.segment, busy_poll=self._loops.busy_poll * 1000)
-        running = self._running = _Running(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        while len(self._workers) < len(queues):
+            self._workers.append(self._make_worker())
+        for worker in self._workers:
+            worker.use(vnet=doors.vnet, uso=doors.uso, segment=doors.segment, busy_poll=self._loops.busy_poll * 1000)
+        running = self._running = _Running(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), len(queues))
 
-        def run(loop: str, cpu: int | None) -> None:
-            self._settle_thread(loop, cpu)
+        def run(number: int, loop: str, cpu: int | None) -> None:
+            queue, name = queues[number], threading.current_thread().name
+            self._settle_thread(name, cpu)
             try:
-                getattr(self._worker, loop)(tun_fd, socket_fd, path_fd, running.stop)
+                getattr(self._workers[number], loop)(queue.tun, queue.udp, queue.path, running.stop)
             except OSError as error:
-                on_exit(loop, error)
+                on_exit(name, error)
 
-        for number, loop in enumerate(LOOPS[self._loops.threads]):
-            cpu = self._loops.cpus[number % len(self._loops.cpus)] if self._loops.cpus else None
-            running.threads.append(threading.Thread(target=run, args=(loop, cpu), name=loop, daemon=True))
+        for number, loop in product(range(len(queues)), LOOPS[self._loops.threads]):
+            cpu = self._loops.cpus[len(running.threads) % len(self._loops.cpus)] if self._loops.cpus else None
+            name = loop if len(queues) == 1 else f"{loop}/{number}"
+            running.threads.append(threading.Thread(target=run, args=(number, loop, cpu), name=name, daemon=True))
         for thread in running.threads:
             thread.start()
 
@@ -233,50 +254,58 @@ class Forwarder:
         since = time.time() - time.monotonic()
         statuses = []
         for subnet, slot in sorted(self._slots.items(), key=lambda item: int(item[0].network_address)):
-            out_packets, out_bytes, _ = self._worker.peer_count("out", slot.number, slot.generation)
-            in_packets, in_bytes, last = self._worker.peer_count("in", slot.number, slot.generation)
+            out_packets, out_bytes, _ = self._peer_count("out", slot)
+            in_packets, in_bytes, last = self._peer_count("in", slot)
             heard = since + last / 1e9 if in_packets else None
             statuses.append(PeerStatus(subnet, slot.underlay, out_packets, out_bytes, in_packets, in_bytes, heard))
         return statuses
 
     def counters(self) -> dict[str, Counters]:
         """Return the counters of both directions, "out" and "in", with the outcomes that each can have."""
-        return {direction: self._counters(direction) for direction in DIRECTIONS}
+        return {direction: _counters(self._workers, direction) for direction in DIRECTIONS}
+
+    def queues(self) -> list[dict[str, int]]:
+        """Return the share of each queue there ever was: its number, and packets in by direction."""
+        return [
+            {"queue": number, **{f"packets_{direction}": worker.counters(direction)[0] for direction in DIRECTIONS}}
+            for number, worker in enumerate(self._workers)
+        ]
 
     def notices(self) -> list[Notice]:
         """Return what the log should say since the last call: of packets dropped, of what the loops do without."""
         found = []
         while self._unsaid:
             found.append(self._unsaid.popleft())
-        for name, number in self._worker.given_up():
+        for name, number in self._given_up():
             if (name, number) not in self._given_up_said:
                 self._given_up_said.add((name, number))
                 found.append(Notice(name, 1, GIVEN_UP[name][1], os.strerror(number), "offload given up"))
-        for counters in self.counters().values():
-            for cause in counters.outcomes.keys() & self._noticed.keys():
-                count = counters.outcomes[cause] - self._noticed[cause]
-                if count:
-                    self._noticed[cause] += count
-                    found.append(Notice(cause, count, MEANINGS[cause], self._detail(cause)))
-        return found
+        counts, details = Counter[str](), dict[str, str]()
+        for number, worker in enumerate(self._workers):
+            fresh = self._fresh_drops(number)
+            counts += fresh
+            details |= {cause: _detail(worker, cause) for cause in fresh}
+        return found + [Notice(cause, count, MEANINGS[cause], details[cause]) for cause, count in counts.items()]
 
     def given_up(self) -> dict[str, str]:
         """Return the offloads that were granted and then given up since the start, and what the kernel said."""
         return {
             offload: f"{os.strerror(number)}: {GIVEN_UP[name][1]}"
-            for name, number in self._worker.given_up()
+            for name, number in self._given_up()
             for offload in GIVEN_UP[name][0]
         }
 
     def status(self) -> dict[str, object]:
-        """Return FIB, loops and counters with their meanings: values for JSON."""
+        """Return FIB, loops, each queue's share, and counters with their meanings: values for JSON."""
         return {
             "fib": self._builder.status(),
             "loops": {
                 "threads": self._loops.threads,
+                "queues": self._running.queues if self._running else 0,
                 "cpus": ",".join(map(str, self._loops.cpus)) or "any",
                 "busy_poll_us": self._loops.busy_poll,
             },
+            "queues": self.queues(),
             "counters": {
                 direction: {
                     "packets": counters.packets,
@@ -300,25 +329,27 @@ class Forwarder:
             self._unsaid.append(Notice("cpus", 1, f"the loop {loop} runs on any CPU, not on {cpu}",
                                        error.strerror or "", "thread not pinned"))
 
-    def _counters(self, direction: str) -> Counters:
-        packets, outcomes, events = self._worker.counters(direction)
-        return Counters(
-            packets,
-            {
-                name: count
-                for (name, way, _), count in zip(OUTCOMES, outcomes, strict=True)
-                if count or way in (direction, "both")
-            },
-            {name: count for (name, _), count in zip(EVENTS, events, strict=True)},
-        )
+    def _peer_count(self, direction: str, slot: _Slot) -> tuple[int, int, int]:
+        """Return packets, bytes and nanoseconds when last, over all queues."""
+        packets, octets, last = self._workers[0].peer_count(direction, slot.number, slot.generation)
+        for worker in self._workers[1:]:
+            more = worker.peer_count(direction, slot.number, slot.generation)
+            packets, octets, last = packets + more[0], octets + more[1], max(last, more[2])
+        return packets, octets, last
 
-    def _detail(self, cause: str) -> str:
-        if cause == "unknown_sender":
-            stranger = self._worker.stranger()
-            return str(ip_address(stranger[0])) if stranger else ""
-        if cause in ("underlay_unreachable", "send_forbidden", "send_error"):
-            return errno.errorcode.get(self._worker.last_error(), "")
-        return ""
+    def _given_up(self) -> list[tuple[str, int]]:
+        """Return what any queue gave up and why, each once."""
+        return list(dict.fromkeys(refusal for worker in self._workers for refusal in worker.given_up()))
+
+    def _fresh_drops(self, number: int) -> Counter[str]:
+        """Count what the log should say of one queue's drops since the last time of asking."""
+        now = Counter[str]()
+        for direction in DIRECTIONS:
+            outcomes = _counters(self._workers[number:number + 1], direction).outcomes
+            now.update({cause: outcomes.get(cause, 0) for cause in NOTICED})
+        fresh = now - self._noticed[number]
+        self._noticed[number] = now
+        return fresh
 
     def _leave(self, subnet: Network) -> bool:
         """Empty the slot of a peer, whose route is the caller's business; tell whether there was one."""
@@ -363,6 +394,30 @@ class Forwarder:
 
 
 MEANINGS = {name: meaning for name, _, meaning in OUTCOMES} | dict(EVENTS)
+
+
+def _counters(workers: Iterable[Worker], direction: str) -> Counters:
+    """Sum the counters of some queues."""
+    packets, outcomes, events = zip(*(worker.counters(direction) for worker in workers), strict=True)
+    return Counters(
+        sum(packets),
+        {
+            name: count
+            for (name, way, _), count in zip(OUTCOMES, map(sum, zip(*outcomes, strict=True)), strict=True)
+            if count or way in (direction, "both")
+        },
+        {name: count for (name, _), count in zip(EVENTS, map(sum, zip(*events, strict=True)), strict=True)},
+    )
+
+
+def _detail(worker: Worker, cause: str) -> str:
+    """Return what a queue knows of its last drop of a cause."""
+    if cause == "unknown_sender":
+        stranger = worker.stranger()
+        return str(ip_address(stranger[0])) if stranger else ""
+    if cause in ("underlay_unreachable", "send_forbidden", "send_error"):
+        return errno.errorcode.get(worker.last_error(), "")
+    return ""
 
 
 def _explained(counts: dict[str, int]) -> dict[str, dict[str, object]]:

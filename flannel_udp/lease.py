@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -29,6 +30,10 @@ _KEY: Final = re.compile(r"([0-9]+\.[0-9]+.[0-9]+.[0-9]+)-([0-9]+)(?:&([a-f0-9:]
 _KEY_MAX_CHARS: Final = 128  # our choice: twice the longest pair of subnets; matching takes the cube of it
 _KEY_MAX_LEN4: Final = 31  # specification: flannel reads the lengths as 5 and 7 bits
 _KEY_MAX_LEN6: Final = 127
+# Our choice: how many keys, and how many values of which size, are read but once. A start reads the same snapshot
+# twice, whoever loses a race reads it again, and a renewal changes neither.
+_REMEMBERED: Final = 1 << 14
+_REMEMBERED_BYTES: Final = 512
 _GO_ESCAPES: Final = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
 
@@ -53,7 +58,7 @@ class Lease:
     expiry: float | None
     revision: int
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The lease's key as flannel writes it."""
         return subnet_key(self.subnet, self.ipv6_subnet)
@@ -91,6 +96,7 @@ def subnet_key(subnet: IPv4Network | None, ipv6_subnet: IPv6Network | None) -> s
     return f"{key}&{ipv6_subnet.network_address}-{ipv6_subnet.prefixlen}" if ipv6_subnet else key
 
 
+@lru_cache(_REMEMBERED)
 def parse_subnet_key(key: str) -> tuple[IPv4Network | None, IPv6Network | None]:
     """Read a key, host bits masked off; LeaseError if it names no subnet."""
     if len(key) > _KEY_MAX_CHARS:
@@ -129,6 +135,10 @@ def encode_attrs(attrs: LeaseAttrs) -> bytes:
 
 def decode_attrs(value: bytes) -> LeaseAttrs:
     """Read a lease's value; LeaseError says what cannot be read."""
+    return _decode_again(value) if len(value) <= _REMEMBERED_BYTES else _decode(value)
+
+
+def _decode(value: bytes) -> LeaseAttrs:
     try:
         obj = read_json(value)
     except ValueError:
@@ -142,6 +152,9 @@ def decode_attrs(value: bytes) -> LeaseAttrs:
     ip = _read_address("PublicIP", fields.get("publicip", "0.0.0.0"), IPv4Address)  # noqa: S104 absent: none
     ipv6 = None if fields.get("publicipv6") is None else _read_address("PublicIPv6", fields["publicipv6"], IPv6Address)
     return LeaseAttrs(ip, ipv6, kind or "", fields.get("backenddata"), fields.get("backendv6data"))
+
+
+_decode_again = lru_cache(_REMEMBERED)(_decode)
 
 
 def decode_lease(key: str, value: bytes, revision: int, expiry: float | None) -> Lease:

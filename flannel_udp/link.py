@@ -49,11 +49,15 @@ class Route:
     index: int | None
     gateway: Address | None = None
     source: Address | None = None
+    protocol: int = 0
+    """Who made it: 2 the kernel, 3 a command line, flannel too; netlink.ROUTE_PROTOCOL is ours."""
+    blackhole: bool = False
+    """Packets end here; there is no link then, though IPv6 names lo."""
 
 
 @dataclass(frozen=True)
 class LinkEvent:
-    """Something about links, addresses or the main table's IPv4 routes changed; read anew what it is now.
+    """Something about links, addresses or the main table's routes changed; read anew what it is now.
 
     "lost" says that events were missed: anything may have changed.
     """

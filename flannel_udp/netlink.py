@@ -26,7 +26,13 @@ IFF_UP = 0x1  # linux/if.h
 IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80  # linux/if_addr.h; 0x01 is SECONDARY in IPv4
 Message: TypeAlias = Any  # what pyroute2 parsed: it comes without types
 AF_BRIDGE = 7  # linux/socket.h
-MAIN_TABLE = 254  # linux/rtnetlink.h
+MAIN_TABLE, RTN_BLACKHOLE = 254, 6  # linux/rtnetlink.h
+# Our choice: by this number (`ip route show proto 82`) the daemon's routes are known. Numbers above 4 belong to
+# daemons, and no routing daemon that iproute2's rt_protos lists has this one.
+ROUTE_PROTOCOL = 82
+RTPROT_STATIC = 4  # linux/rtnetlink.h; of the lab's
+# Our choice: last among routes to the same subnet, so that the route that a bridge brings counts.
+BLACKHOLE_METRIC = 65535
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 ABSENT = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT)
 
@@ -128,6 +134,11 @@ class Links:
         found = self._ask("list routes", "get_routes", family=FAMILIES[family], table=MAIN_TABLE)
         return [_route(message) for message in found or ()]
 
+    def our_routes(self, family: int = 4) -> list[Route]:
+        """Those of the main table that this program made."""
+        found = self._ask("list routes", "get_routes", family=FAMILIES[family], table=MAIN_TABLE, proto=ROUTE_PROTOCOL)
+        return [_route(message) for message in found or ()]
+
     def route_to(self, destination: Address) -> Route | None:
         """How the kernel would send a packet there now, or None where it would not."""
         unreachable = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
@@ -135,17 +146,31 @@ class Links:
                           family=FAMILIES[destination.version], dst=str(destination))
         return _route(found[0]) if found else None
 
-    def add_route(self, network: Network, index: int, gateway: Address | None = None) -> bool:
+    def add_route(self, network: Network, index: int, gateway: Address | None = None,
+                  protocol: int = ROUTE_PROTOCOL) -> bool:
         """Add a route; False if there is one to this network with this metric, whatever its link."""
-        return self._change_route("add", network, index, gateway, (errno.EEXIST,))
+        return self._change_route("add", network, index, gateway, (errno.EEXIST,), protocol)
 
     def replace_route(self, network: Network, index: int, gateway: Address | None = None) -> None:
         """Add a route, or put it in the place of the one to this network."""
-        self._change_route("replace", network, index, gateway, ())
+        self._change_route("replace", network, index, gateway, (), ROUTE_PROTOCOL)
 
     def delete_route(self, network: Network, index: int, gateway: Address | None = None) -> bool:
         """Delete a route; False if there is none such."""
         return self._change_route("del", network, index, gateway, ABSENT)
+
+    def add_blackhole(self, network: Network) -> bool:
+        """Have packets for a network that no better route takes end here; False if that is so already."""
+        return self._change_blackhole("add", network, (errno.EEXIST,))
+
+    def delete_blackhole(self, network: Network) -> bool:
+        """Delete such a route; False if there is none."""
+        return self._change_blackhole("del", network, ABSENT)
+
+    def _change_blackhole(self, verb: str, network: Network, absent: Iterable[int]) -> bool:
+        return self._ask(f"{verb} blackhole route {network}", "route", verb, absent=absent, dst=str(network),
+                         family=FAMILIES[network.version], type="blackhole", proto=ROUTE_PROTOCOL,
+                         priority=BLACKHOLE_METRIC) is not None
 
     def _create(self, name: str, kind: str, **what: Any) -> Link:  # noqa: ANN401 - as below
         self._ask(f"create {kind} {name}", "link", "add", ifname=name, kind=kind, **what)
@@ -161,9 +186,11 @@ class Links:
                          prefixlen=interface.network.prefixlen, **extra) is not None
 
     def _change_route(self, verb: str, network: Network, index: int, gateway: Address | None,
-                      absent: Iterable[int]) -> bool:
+                      absent: Iterable[int], protocol: int | None = None) -> bool:
         # Universe also without a gateway, as flannel's: a source address then is chosen among those of global scope.
-        via = {"gateway": str(gateway)} if gateway else {"scope": 0}
+        via: dict[str, Any] = {"gateway": str(gateway)} if gateway else {"scope": 0}
+        if protocol is not None:
+            via["proto"] = protocol
         return self._ask(f"{verb} route {network} over {_name(index)}", "route", verb, absent=absent,
                          family=FAMILIES[network.version], dst=str(network), oif=index, **via) is not None
 
@@ -182,9 +209,10 @@ class Links:
 
 
 class LinkMonitor:
-    """Posts a LinkEvent, from a thread of its own, when a link, an address or an IPv4 route changes, until closed."""
+    """Posts a LinkEvent, from a thread of its own, when a link, an address or a route changes, until closed."""
 
-    GROUPS = rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV6_IFADDR | rtnl.RTMGRP_IPV4_ROUTE
+    GROUPS = (rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV6_IFADDR
+              | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_IPV6_ROUTE)
     KINDS: ClassVar[dict[int, EventKind]] = {
         rtnl.RTM_NEWLINK: "link", rtnl.RTM_DELLINK: "link gone",
         rtnl.RTM_NEWADDR: "address", rtnl.RTM_DELADDR: "address gone",
@@ -278,4 +306,5 @@ def _route(message: Message) -> Route:
     gateway = first.get_attr("RTA_GATEWAY")
     index = first["oif"] if hops else first.get_attr("RTA_OIF")
     return Route(ip_network(f"{destination}/{message['dst_len']}") if destination else None, index,
-                 ip_address(gateway) if gateway else None, ip_address(source) if source else None)
+                 ip_address(gateway) if gateway else None, ip_address(source) if source else None, message["proto"],
+                 message["type"] == RTN_BLACKHOLE)

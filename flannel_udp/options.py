@@ -26,11 +26,19 @@ DEFAULT_LEASE_TTL = 86400.0
 DEFAULT_REGISTRY = "etcd://"
 DEFAULT_RENEW_MARGIN = 3600.0
 EVERYWHERE = IPv4Address(0)
+DEFAULT_RESYNC = 5.0
 
 
-def default_threads() -> int:
-    """One thread for both directions on one or two cores, where it costs less and answers sooner; else one each."""
-    return 1 if len(os.sched_getaffinity(0)) <= 2 else 2
+# Our choice: a queue takes two loops with a megabyte each, and two of the 64 places for readers (src/rcu.pxd).
+QUEUES_MOST = 16
+
+
+def default_threads(queues: int = 1) -> int:
+    """For each queue: one thread for both directions while that gives two cores or less to a queue; else one each.
+
+    With two cores for one queue, one thread was measured to cost less and to answer sooner.
+    """
+    return 1 if len(os.sched_getaffinity(0)) <= 2 * queues else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +53,22 @@ class NodeOptions:
     subnet_file: Path = DEFAULT_SUBNET_FILE
     renew_margin: float = DEFAULT_RENEW_MARGIN
     lease_ttl: float = DEFAULT_LEASE_TTL
+    release_on_exit: bool = False
     registry: str = DEFAULT_REGISTRY
     etcd: EtcdOptions = field(default_factory=EtcdOptions)
     ip_masq: bool = False
+    ip_masq_fully_random_disable: bool = False
+    iptables_forward_rules: bool = True
+    iptables_resync: float = DEFAULT_RESYNC
+    ip_blackhole_route: bool = False
+    no_takeover: bool = False
     source_check: SourceCheck = "known"
     state_dir: Path = DEFAULT_STATE_DIR
     run_dir: Path = DEFAULT_RUN_DIR
     verbosity: int = 0
     threads: int = field(default_factory=default_threads)
+    """For each queue."""
+    queues: int = 1
     cpus: tuple[int, ...] = ()
     busy_poll: int = 0
     """Microseconds."""
@@ -79,12 +95,6 @@ def _boolean(text: str) -> bool:
     raise ValueError(f"{text!r} is not a boolean: say true or false")
 
 
-def _masquerade(text: str) -> bool:
-    if _boolean(text):
-        raise ValueError("masquerade rules are not built yet (see README, Not yet): say --ip-masq=false")
-    return False
-
-
 def _number(text: str, least: int, most: int, what: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not least <= int(text) <= most:
         raise ValueError(f"{text!r} is not {what} from {least} to {most}")
@@ -99,12 +109,20 @@ def _ttl(text: str) -> float:
     return float(_number(text, 2, 10 * 365 * 86400, "a number of seconds"))
 
 
+def _resync(text: str) -> float:
+    return float(_number(text, 1, 86400, "a number of seconds"))
+
+
 def _verbosity(text: str) -> int:
     return _number(text, 0, 2**31 - 1, "a number")
 
 
 def _threads(text: str) -> int:
     return _number(text, 1, 2, "a number")
+
+
+def _queues(text: str) -> int:
+    return _number(text, 1, QUEUES_MOST, "a number")
 
 
 def _microseconds(text: str) -> int:
@@ -241,14 +259,29 @@ FLAGS = (
     Flag("subnet-lease-renew-margin", "renew_margin", _margin,
          "renew the lease so long before it ends (default 60, or half of a shorter lease)", "MINUTES"),
     Flag("lease-ttl", "lease_ttl", _ttl, f"life of an unrenewed lease (default {DEFAULT_LEASE_TTL:.0f})", "SECONDS"),
-    Flag("ip-masq", "ip_masq", _masquerade, "masquerade what leaves the overlay; only =false until rules are built"),
+    Flag("release-on-exit", "release_on_exit", _boolean,
+         "at a stop give the lease back: the subnet is free at once, and the next start may get another"),
+    Flag("ip-masq", "ip_masq", _boolean, "masquerade what leaves the overlay, and what this host sends into it"),
+    Flag("ip-masq-fully-random-disable", "ip_masq_fully_random_disable", _boolean,
+         "let the kernel keep source ports where it can, in place of random ones"),
+    Flag("iptables-forward-rules", "iptables_forward_rules", _boolean,
+         "accept the overlay's packets in iptables' FORWARD chain where that drops (default true)"),
+    Flag("iptables-resync", "iptables_resync", _resync,
+         f"see that these rules still stand, in nft too, so often (default {DEFAULT_RESYNC:.0f})", "SECONDS"),
+    Flag("ip-blackhole-route", "ip_blackhole_route", _boolean,
+         "have packets for addresses of the own subnet that nobody has end here"),
+    Flag("no-takeover", "no_takeover", _boolean, "leave what flannel left here, and say what is in the way"),
     Flag("source-check", "source_check", _source_check,
          "whose datagrams to take: of any node that has a lease, only of the one that leases the inner source, of all "
          "(default known)", "known|strict|off"),
     Flag("state-dir", "state_dir", _path, f"what must survive a reboot (default {DEFAULT_STATE_DIR})", "DIR"),
     Flag("run-dir", "run_dir", _path, f"the control socket (default {DEFAULT_RUN_DIR})", "DIR"),
     Flag("threads", "threads", _threads,
-         "for the packets: 1 for both directions, or 2, one each (default 1 on up to two cores, else 2)", "1|2"),
+         "for a queue's packets: 1 for both directions, or 2, one each (default 1 on up to two cores a queue, else 2)",
+         "1|2"),
+    Flag("queues", "queues", _queues,
+         f"of the TUN, up to {QUEUES_MOST}, each with threads and a socket of its own; one where the kernel cannot be "
+         "told to keep each flow on its queue (default 1)", "N"),
     Flag("cpus", "cpus", _cpus, "pin these threads to these CPUs, in turn: 0,2-3 (default: the kernel chooses)",
          "LIST"),
     Flag("busy-poll", "busy_poll", _microseconds,
@@ -286,9 +319,6 @@ UNBUILT = (
     *(Flag(name, "", str, "", "TEXT") for name in (
         "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path")),
     Flag("set-node-network-unavailable", "", _boolean, ""),
-    *_unbuilt("firewall rules are", "ip-masq-fully-random-disable", "iptables-forward-rules", value=""),
-    *_unbuilt("firewall rules are", "iptables-resync"),
-    *_unbuilt("the blackhole route is", "ip-blackhole-route", value=""),
     *_refused("it names source files of flanneld's, which are not here: leave it out, --v says how much is logged",
               "vmodule"),
     *_refused("it names source files of flanneld's, which are not here: leave it out, --v says how much is logged",
@@ -324,6 +354,16 @@ def access(words: Mapping[str, str | None], environ: Mapping[str, str] = os.envi
         if flag.name in given:
             values[flag.field] = _read(flag, *given[flag.name][-1])
     return values.get("registry", DEFAULT_REGISTRY), _etcd(values, given)
+
+
+def read_public_ip(text: str | None) -> IPv4Address | None:
+    """Read --public-ip for a command other than run."""
+    return None if text is None else _read(_BY_NAME["public-ip"], text, "--public-ip")  # type: ignore[return-value]
+
+
+def read_public_ipv6(text: str | None) -> IPv6Address | None:
+    """Read --public-ipv6 for a command other than run."""
+    return None if text is None else _read(_BY_NAME["public-ipv6"], text, "--public-ipv6")  # type: ignore[return-value]
 
 
 def usage() -> str:
@@ -396,12 +436,7 @@ def _checked(values: dict[str, Any], given: Given) -> NodeOptions:
         origin = given["subnet-lease-renew-margin"][-1][1]
         raise UsageError(f"{origin}: {values['renew_margin'] / 60:.0f} minutes are no less than the lease's {ttl:.0f} "
                          "seconds (--lease-ttl)")
-    threads, cpus = values.get("threads"), values.get("cpus", ())
-    if cpus and threads is None:
-        values["threads"] = min(len(cpus), 2)
-    if len(cpus) > values.get("threads", 2):
-        raise UsageError(f"{given['cpus'][-1][1]}: {len(cpus)} CPUs are more than there are threads "
-                         f"(--threads {values['threads']})")
+    _check_threads(values, given)
     return NodeOptions(**values)
 
 
@@ -414,3 +449,14 @@ def _etcd(values: dict[str, Any], given: Given) -> EtcdOptions:
                 raise UsageError(f"{given[f'etcd-{name}'][-1][1]} without --etcd-{other}: one is of no use without the "
                                  "other")
     return EtcdOptions(**fields)
+
+
+def _check_threads(values: dict[str, Any], given: Given) -> None:
+    """Choose the threads of each queue if nobody did; each CPU that is named must get one."""
+    queues, cpus = values.get("queues", 1), values.get("cpus", ())
+    if "threads" not in values:
+        values["threads"] = (2 if len(cpus) > queues else 1) if cpus else default_threads(queues)
+    if len(cpus) > values["threads"] * queues:
+        of_each = f", --queues {queues}" if queues > 1 else ""
+        raise UsageError(f"{given['cpus'][-1][1]}: {len(cpus)} CPUs are more than there are threads "
+                         f"(--threads {values['threads']}{of_each})")

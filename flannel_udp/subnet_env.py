@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+from flannel_udp.options import NodeOptions
+
 
 @dataclass(frozen=True)
 class SubnetEnv:
@@ -41,13 +43,24 @@ def read_subnet_env(path: Path) -> SubnetEnv:
         text = path.read_text(errors="replace")
     except OSError:
         text = ""
-    said = _dotenv(text)
+    said = dotenv(text)
     mtu = said.get("FLANNEL_MTU", "")
     return SubnetEnv(
         network=_ipv4(said, "FLANNEL_NETWORK"), subnet=_ipv4(said, "FLANNEL_SUBNET"),
         ipv6_network=_ipv6(said, "FLANNEL_IPV6_NETWORK"), ipv6_subnet=_ipv6(said, "FLANNEL_IPV6_SUBNET"),
         mtu=int(mtu) if mtu.isascii() and mtu.isdigit() else None, ip_masq=said.get("FLANNEL_IPMASQ") == "true",
     )
+
+
+def kept_env(options: NodeOptions) -> Path:
+    """A second subnet.env: the one below /run does not survive a reboot."""
+    return options.state_dir / "subnet.env"
+
+
+def known_before(options: NodeOptions) -> SubnetEnv:
+    """What the last run of this daemon, or of flannel, held."""
+    found = read_subnet_env(options.subnet_file)
+    return found if found.subnet or found.ipv6_subnet else read_subnet_env(kept_env(options))
 
 
 def write_subnet_env(path: Path, env: SubnetEnv) -> None:
@@ -76,7 +89,7 @@ def _first(subnet: IPv4Network | IPv6Network) -> str:
     return f"{subnet.network_address + 1}/{subnet.prefixlen}"
 
 
-def _dotenv(text: str) -> dict[str, str]:
+def dotenv(text: str) -> dict[str, str]:
     """KEY=VALUE lines; `export`, quotes, blanks and comments as shells take them; other lines are nothing."""
     said = {}
     for line in text.splitlines():

@@ -1,13 +1,14 @@
 """The TUN device: open it, give it its address, MTU and the network's route, and say what on this host is in its way.
 
 The device lives as long as its descriptor is open: closing it takes address and route away too. Offloads are asked for
-by trying, the most first: only so is it told what this kernel has, whatever its version says.
+by trying, the most first: only so is it told what this kernel has, whatever its version says. Several queues are opened
+only where the kernel can be kept from moving flows between them (steering.py).
 """
 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fcntl import ioctl
 from pathlib import Path
@@ -54,11 +55,15 @@ class Tun:
     mtu: int
     address: Interface
     network: Network
-    queue: Any = field(repr=False)
+    queues: list[Any] = field(repr=False)
     granted: Granted = field(default_factory=Granted)
     warnings: list[str] = field(default_factory=list)
     rival: str = ""
     """Whose route to the network stands where ours should, and what to do; empty while ours stands."""
+    asked: int = 1
+    """So many queues were asked for."""
+    unsteered: str = ""
+    """Why there is one queue instead, and what to do; empty where there are as many as asked for."""
 
     @property
     def vnet(self) -> bool:
@@ -71,9 +76,9 @@ class Tun:
         return "tun_uso4" in self.granted.offloads
 
     @property
-    def fd(self) -> int:
-        """The descriptor for the data plane, non-blocking; -1 once closed."""
-        return int(self.queue.fileno())
+    def fds(self) -> list[int]:
+        """The queues' descriptors for the data plane, non-blocking; -1 once closed."""
+        return [queue.fileno() for queue in self.queues]
 
     def move(self, address: Interface, links: TunLinks) -> None:
         """Take the address of another lease; routes stay up."""
@@ -101,21 +106,23 @@ class Tun:
 
     def close(self) -> None:
         """Delete the device; a second call does nothing."""
-        self.queue.close()
+        _close(self.queues)
 
 
 def open_tun(pattern: str, mtu: int, address: Interface, network: Network, links: TunLinks, *,
-             offload: bool = True) -> Tun:
+             offload: bool = True, queues: int = 1, steer: Callable[[int], None] | None = None) -> Tun:
     """Make a TUN device named after the pattern ("flannel%d": the first free number) that leads to the network.
 
-    The address is the lease's network address, alone (/32, /128), so that the kernel adds no route of its own.
+    The address is the lease's network address, alone (/32, /128), so that the kernel adds no route of its own. Several
+    `queues` are opened if steer(descriptor) can make the device keep each flow on its queue, or raises TunError.
     """
-    queue, granted = _open_with_offloads(pattern) if offload else (_open_queue(pattern, FLAGS), Granted())
+    opened, granted, unsteered = _open_queues(pattern, queues, steer, offload=offload)
     try:
-        link = links.link(queue.name)
+        name = opened[0].name
+        link = links.link(name)
         if link is None:
-            raise TunError(f"the TUN device {queue.name} was deleted as soon as it was made")
-        tun = Tun(link.name, link.index, mtu, address, network, queue, granted)
+            raise TunError(f"the TUN device {name} was deleted as soon as it was made")
+        tun = Tun(link.name, link.index, mtu, address, network, opened, granted, asked=queues, unsteered=unsteered)
         tun.warnings += _quieten(tun, links)
         links.set_link(tun.index, queue_length=QUEUE_LENGTH)
         tun.assure(links)
@@ -123,7 +130,7 @@ def open_tun(pattern: str, mtu: int, address: Interface, network: Network, links
             raise TunError(tun.rival)
         tun.warnings += host_warnings(tun.name, network.version)
     except BaseException:
-        queue.close()
+        _close(opened)
         raise
     return tun
 
@@ -148,8 +155,57 @@ def host_warnings(name: str, version: int) -> list[str]:
     return found
 
 
+def _open_queues(pattern: str, count: int, steer: Callable[[int], None] | None, *,
+                 offload: bool) -> tuple[list[Any], Granted, str]:
+    """As many queues as asked for if they can be steered, else one and why."""
+    unsteered = ""
+    if count > 1:
+        assert steer is not None, "several queues need steering"
+        try:
+            return *_open_steered(pattern, count, steer, offload=offload), ""
+        except TunError as error:
+            unsteered = f"one queue instead of {count}, or the kernel would reorder flows: {error}"
+    queue, granted = _open_first(pattern, FLAGS, offload=offload)
+    return [queue], granted, unsteered
+
+
+def _open_steered(pattern: str, count: int, steer: Callable[[int], None], *,
+                  offload: bool) -> tuple[list[Any], Granted]:
+    """All queues of a device that is steered before any packet passes; if that fails, none."""
+    flags = FLAGS | pytun.IFF_MULTI_QUEUE
+    first, granted = _open_first(pattern, flags, offload=offload)
+    queues = [first]
+    try:
+        steer(first.fileno())
+        if granted.offloads:  # which are the device's, while the flags must be the same for each queue
+            flags |= pytun.IFF_VNET_HDR
+        while len(queues) < count:
+            queues.append(_open_queue(first.name, flags))
+    except BaseException:
+        _close(queues)
+        raise
+    return queues, granted
+
+
+def _open_first(pattern: str, flags: int, *, offload: bool) -> tuple[Any, Granted]:
+    """The queue that makes the device; with a vnet_hdr and all that the kernel grants, if it grants anything."""
+    granted = Granted()
+    if offload:
+        queue = _open_queue(pattern, flags | pytun.IFF_VNET_HDR)
+        granted = _ask_for_offloads(queue.fileno())
+        if granted.offloads:
+            return queue, granted
+        queue.close()
+    return _open_queue(pattern, flags), granted
+
+
+def _close(queues: list[Any]) -> None:
+    for queue in queues:
+        queue.close()
+
+
 def _open_queue(pattern: str, flags: int) -> Any:  # noqa: ANN401 - pytun has no types
-    """One queue of a device; more queues are more calls, each with IFF_MULTI_QUEUE and the name of the first."""
+    """One queue of a device, which the first makes; more are more calls, with IFF_MULTI_QUEUE and its name."""
     try:
         queue = pytun.TunTapDevice(name=pattern, flags=flags)
     except OSError as error:
@@ -157,16 +213,6 @@ def _open_queue(pattern: str, flags: int) -> Any:  # noqa: ANN401 - pytun has no
     os.set_inheritable(queue.fileno(), False)
     os.set_blocking(queue.fileno(), False)
     return queue
-
-
-def _open_with_offloads(pattern: str) -> tuple[Any, Granted]:
-    """A queue with a vnet_hdr and all that the kernel grants; without both where it grants nothing."""
-    queue = _open_queue(pattern, FLAGS | pytun.IFF_VNET_HDR)
-    granted = _ask_for_offloads(queue.fileno())
-    if not granted.offloads:
-        queue.close()
-        queue = _open_queue(pattern, FLAGS)
-    return queue, granted
 
 
 def _ask_for_offloads(descriptor: int) -> Granted:

@@ -8,18 +8,18 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
 
-from flannel_udp.errors import UnderlayError
+from flannel_udp.errors import NetlinkError, UnderlayError
 from flannel_udp.link import Address, Link, LinkAddress, Route
 from flannel_udp.offload import Granted, Refusal
 from flannel_udp.options import NodeOptions
 
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, linux/in6.h; not in Python's socket
-SO_ATTACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 32, 33  # asm-generic/socket.h
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 27, 32, 33  # asm-generic/socket.h
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
 BPF_RET_K = 0x06  # linux/bpf_common.h
 # Our choice, measured for the design: smaller receive buffers cost a flood a tenth of its packets and TCP its windows.
@@ -53,7 +53,7 @@ class ExternalInterface:
 
 @dataclass(frozen=True)
 class UnderlaySockets:
-    """The socket that datagrams go through, with what it was granted, and one that is asked for path MTUs."""
+    """Of one queue: the socket that datagrams go through, with what it was granted, and one asked for path MTUs."""
 
     street: socket.socket
     path: socket.socket
@@ -94,9 +94,92 @@ def find_external_interface(options: NodeOptions, links: UnderlayLinks, *, ipv4:
     raise UnderlayError(f"no external interface: {'; '.join(missed)}")
 
 
+def follow_external_interface(now: ExternalInterface, options: NodeOptions, links: UnderlayLinks, *,
+                              ipv4: bool = True, ipv6: bool = False) -> ExternalInterface:
+    """What to use instead of `now`, chosen anew; `now` itself where nothing changed or nothing can be had.
+
+    An address that is still there is kept, although another may rank before it by now.
+    """
+    try:
+        fresh = find_external_interface(options, links, ipv4=ipv4, ipv6=ipv6)
+        here = {one.ip for one in links.addresses(now.index) if not one.deprecated}
+    except (UnderlayError, NetlinkError):
+        return now
+    if fresh.index == now.index:
+        if now.address in here:
+            fresh = replace(fresh, address=now.address, public_address=now.public_address)
+        if now.address6 in here:
+            fresh = replace(fresh, address6=now.address6, public_address6=now.public_address6)
+    return now if replace(fresh, reason=now.reason) == now else fresh
+
+
 def open_underlay_sockets(address: Address, port: int, *, segment: bool = True, gro: bool = True) -> UnderlaySockets:
     """Both sockets on this address, the first on this port and with the offloads that are wanted and granted."""
-    street = open_underlay_socket(address, port)
+    return _completed(open_underlay_socket(address, port), address, segment=segment, gro=gro)
+
+
+def open_beside(first: UnderlaySockets, count: int) -> list[UnderlaySockets]:
+    """The same again for so many more queues; from then on the kernel spreads what comes over all of them.
+
+    It chooses by outer addresses and ports, so that all of one peer goes to one socket, in order. What comes before all
+    are open is dropped: it would wait in one socket while what follows it comes out of another.
+    """
+    if not count:
+        return []
+    address, port = first.street.getsockname()[:2]
+    offloads, opened = first.granted.offloads, [first]
+    _let_nothing_in(first.street)
+    # After it was bound: so its bind was refused if anybody had the port, another daemon of this user included.
+    first.street.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        while len(opened) <= count:
+            street = open_underlay_socket(ip_address(address), port, beside=True)
+            opened.append(_completed(street, ip_address(address), segment="udp_segment" in offloads,
+                                     gro="udp_gro" in offloads))
+    except UnderlayError:
+        for sockets in opened[1:]:
+            sockets.close()
+        raise
+    _empty(first.street)
+    for sockets in opened:
+        sockets.street.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+    return opened[1:]
+
+
+def open_underlay_socket(address: Address, port: int, *, beside: bool = False) -> socket.socket:
+    """A UDP socket bound to this address and port, non-blocking, that never lets the kernel fragment.
+
+    `beside` others that share the port; such a one lets nothing in yet.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if address.version == 4:
+            opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
+        else:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO)
+        for forced, limited in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            _set_buffer(opened, forced, limited)
+        if beside:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _let_nothing_in(opened)
+        opened.bind((str(address), port))
+    except OSError as error:
+        opened.close()
+        raise UnderlayError(_refusal(error, address, port)) from error
+    return opened
+
+
+def open_path_socket(address: Address) -> socket.socket:
+    """A socket that is only asked for path MTUs: nobody reads it, so it lets nothing in that others would pile up."""
+    opened = open_underlay_socket(address, 0)
+    _let_nothing_in(opened)
+    return opened
+
+
+def _completed(street: socket.socket, address: Address, *, segment: bool, gro: bool) -> UnderlaySockets:
+    """Ask for the offloads that are wanted, and add the socket for path MTUs; if that fails, close."""
     try:
         path = open_path_socket(address)
     except UnderlayError:
@@ -115,25 +198,6 @@ def open_underlay_sockets(address: Address, port: int, *, segment: bool = True, 
     return UnderlaySockets(street, path, Granted(tuple(offloads), tuple(refusals)))
 
 
-def open_underlay_socket(address: Address, port: int) -> socket.socket:
-    """A UDP socket bound to this address and port, non-blocking, that never lets the kernel fragment."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        if address.version == 4:
-            opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
-        else:
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO)
-        for forced, limited in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-            _set_buffer(opened, forced, limited)
-        opened.bind((str(address), port))
-    except OSError as error:
-        opened.close()
-        raise UnderlayError(_refusal(error, address, port)) from error
-    return opened
-
-
 def _ask_for_segment(opened: socket.socket) -> None:
     """Raise OSError if this kernel has no UDP_SEGMENT (4.18); it is told its size with each message, and none here."""
     opened.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT)
@@ -149,12 +213,18 @@ def _ask_for_gro(opened: socket.socket) -> None:
         raise
     if not told:
         raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
-def open_path_socket(address: Address) -> socket.socket:
-    """A socket that is only asked for path MTUs: nobody reads it, so it lets nothing in that others would pile up."""
-    opened = open_underlay_socket(address, 0)
+
+
+def _let_nothing_in(opened: socket.socket) -> None:
     reject = ctypes.create_string_buffer(struct.pack("=HBBI", BPF_RET_K, 0, 0, 0))  # keep no byte of any datagram
     opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(reject)))
-    return opened
+
+
+def _empty(opened: socket.socket) -> None:
+    """Drop what waits in a socket that lets nothing in."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            opened.recv(1)
 
 
 def _set_buffer(opened: socket.socket, forced: int, limited: int) -> None:

@@ -8,7 +8,8 @@
 # and then its coat; datagrams that came together lie together, without gaps. The batch ends when the door has no
 # more, at BATCH_PACKETS, or when less than a full frame fits. One loop owns a batch and its arena, for ever; nothing
 # is allocated per packet. Invariant: at + length <= ARENA for each descriptor, and at >= BATCH_GAP for those from the
-# TUN.
+# TUN. Where one call receives many datagrams, each of any size (no UDP_GRO), the arena is in SLOTS instead, and ends
+# with the last.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
@@ -23,6 +24,11 @@ cdef enum:
     BATCH_GAP = 32
     # Specification: the largest IP packet, and so the largest frame or datagram that a door can give (RFC 791, 3.1).
     FRAME_MAX = 65535
+    # Our choice: datagrams that one call receives. Measured with small ones, the way in takes a fifth less time so.
+    SLOTS = 64
+    # Our choice: FRAME_MAX and more, an odd number of cache lines, so that headers do not share the cache's sets. Of a
+    # slot only those pages exist that a datagram has reached.
+    SLOT = 1041 * 64
 
 cdef struct Packet:
     uint32_t at                 # offset of the packet in the arena

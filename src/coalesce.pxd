@@ -9,8 +9,8 @@
 # What continues a flow (kernel: net/ipv4/tcp_offload.c, udp_offload.c, af_inet.c): same addresses, ports, TOS, TTL
 # and DF; no IPv4 options, no fragments, no IPv6 extension headers; IPv4 ID counted on,
 # unless DF makes it meaningless.
-#   TCP: the next sequence number, the same acknowledgment, window and options; payload, none longer than the first;
-#        only ACK, PSH and ECE set, ECE alike. A shorter one or PSH is the last.
+#   TCP: the next sequence number, the same acknowledgment, window, urgent pointer and options; payload, none longer
+#        than the first; only ACK, PSH and ECE set, ECE alike. A shorter one or PSH is the last.
 #   UDP: with a checksum; payload, none longer than the first; a shorter one is the last.
 # A merged frame claims a right checksum, so the checksums of its parts are verified first: a wrong one is not laundered
 # but passed on as it came. What is not merged leaves verbatim.
@@ -140,8 +140,9 @@ cdef inline bint same_flow(const Merge *merge, const uint8_t *packet) noexcept n
         return True
     if ntohl(b.sequence) != merge.sequence or a.acknowledgment != b.acknowledgment or a.window != b.window:
         return False
-    # Header length, and flags that are younger than the others: AE of AccECN.
-    if a.data_offset != b.data_offset:
+    # Header length, and flags that are younger than the others: AE of AccECN. An urgent pointer, without URG, says
+    # nothing, but the frame has room for one only.
+    if a.data_offset != b.data_offset or a.urgent_pointer != b.urgent_pointer:
         return False
     return (a.flags ^ b.flags) & TCP_ECE == 0 and memcmp(a + 1, b + 1, merge.header - merge.transport - TCP_HEADER) == 0
 

@@ -4,7 +4,8 @@
 # with DF set, and one larger than the path MTU comes back as EMSGSIZE instead of being cut up. The kernel keeps what
 # it learned of each path (RFC 1191), so nothing is remembered here: path_mtu() asks it. Python opens and closes the
 # sockets (flannel_udp/underlay.py). With UDP_SEGMENT a message is cut into datagrams by the kernel or the card; with
-# UDP_GRO a message received is several datagrams of one sender and size, and says which size.
+# UDP_GRO a message received is several datagrams of one sender and size, and says which size; without it one call
+# (recvmmsg) receives several messages.
 #
 #   errno of a send                                            outcome
 #   EMSGSIZE                                                   TOO_BIG, which the loop answers or fragments
@@ -19,7 +20,7 @@ from libc.errno cimport (EACCES, EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from batch cimport FRAME_MAX
+from batch cimport FRAME_MAX, SLOT, SLOTS
 from coalesce cimport iovec
 from counters cimport (SEND_BUFFER_FULL, SEND_ERROR, SEND_FORBIDDEN, SENT, TOO_BIG, UNDERLAY_UNREACHABLE, Outcome)
 from peer cimport AF_INET, Underlay, sockaddr_in, sockaddr_in6
@@ -54,6 +55,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, void *timeout)
     int connect(int fd, const sockaddr *to, socklen_t to_length)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *length)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t length)
@@ -117,6 +119,33 @@ cdef inline int udp_receive(int fd, uint8_t *place, Underlay *sender, Received *
     received.size = <uint32_t>size if size > 0 else <uint32_t>length
     received.whole = not message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)
     return 0
+
+
+cdef inline bint udp_gro(int fd) noexcept nogil:
+    """Tell whether a message of this socket may be several datagrams."""
+    cdef int on = 0
+    cdef socklen_t length = sizeof(on)
+    return getsockopt(fd, SOL_UDP, UDP_GRO, &on, &length) == 0 and on
+
+
+cdef inline int udp_receive_many(int fd, uint8_t *slots, Underlay *senders, mmsghdr *messages) noexcept nogil:
+    """Receive up to SLOTS datagrams, each into its SLOT; return how many, or -errno (-EAGAIN: none at the moment).
+
+    `messages`: SLOTS of them, which then tell length and flags; `senders` as many.
+    """
+    cdef iovec pieces[SLOTS]
+    cdef int received = -1
+    cdef int i
+    memset(messages, 0, SLOTS * sizeof(mmsghdr))
+    for i in range(SLOTS):
+        pieces[i].iov_base, pieces[i].iov_len = slots + i * SLOT, FRAME_MAX
+        messages[i].msg_hdr.msg_iov, messages[i].msg_hdr.msg_iovlen = &pieces[i], 1
+        messages[i].msg_hdr.msg_name, messages[i].msg_hdr.msg_namelen = &senders[i], sizeof(Underlay)
+    while received < 0:
+        received = recvmmsg(fd, messages, SLOTS, 0, NULL)
+        if received < 0 and errno != EINTR:
+            return -errno
+    return received
 
 
 cdef inline void udp_address(msghdr *message, const Underlay *to, int family, iovec *pieces,

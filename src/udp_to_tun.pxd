@@ -3,7 +3,8 @@
 #   receive (udp) -> decide (forward: sender, coat, packet, source, destination, hop) -> coalesce -> write (tun)
 #
 # A message may be many datagrams of one sender (UDP_GRO): each gets a descriptor and a decision of its own. What then
-# follows one another in one flow is merged into a frame for the TUN. A TTL that ends here is answered to the remote
+# follows one another in one flow is merged into a frame for the TUN. Without UDP_GRO a call receives many messages of
+# one datagram each, and all else is the same. A TTL that ends here is answered to the remote
 # sender: the error goes into the TUN too, and the kernel routes it out again. Each pass goes over one batch; the
 # block is borrowed for as long as the batch lives. Nothing is truncated: every message finds room for the largest
 # one. The TUN's MTU does not limit what is written into it; a packet of a peer with a larger MTU goes in whole, and
@@ -13,7 +14,7 @@ from libc.errno cimport EAGAIN, EBADF, EINVAL, ENOTSOCK
 from libc.stdint cimport uint8_t, uint32_t
 from posix.time cimport timespec
 
-from batch cimport BATCH_PACKETS, Packet, batch_add, batch_clear, batch_has_room, batch_pass
+from batch cimport (BATCH_PACKETS, SLOT, SLOTS, Packet, batch_add, batch_clear, batch_has_room, batch_pass)
 from block cimport Block
 from coalesce cimport Merge, merge_add, merge_begin, merge_finish, merge_undo
 from counters cimport (BATCHES, BYTES, DELIVERED, FORWARD, FRAMES, MESSAGES, RECEIVE_ERRORS, SUPER_PACKETS, TRUNCATED,
@@ -22,7 +23,7 @@ from fib cimport FIRST_PEER
 from forward cimport forward_in
 from rcu cimport rcu_offline, rcu_online
 from tun cimport tun_write, tun_write_pieces
-from udp cimport Received, udp_receive
+from udp cimport MSG_CTRUNC, MSG_TRUNC, Received, udp_receive, udp_receive_many
 from way cimport POLLIN, Way, answer, monotonic, wait_for
 from wire.ipv4 cimport PROTOCOL_UDP
 
@@ -49,25 +50,47 @@ cdef inline void describe(Way *way, const Received *received) noexcept nogil:
     batch_pass(&way.batch, end)
 
 
-cdef inline int receive_datagrams(Way *way) noexcept nogil:
+cdef inline int receive_failed(Way *way, int error) noexcept nogil:
+    """Return 0 if the socket is drained, -errno if it is no socket, and 1 if all else goes on."""
+    if error == EAGAIN:
+        return 0
+    if error == EBADF or error == ENOTSOCK:
+        return -error
+    # An error that the network reported for an earlier send; the socket lives on. Ends the batch, so that a socket with
+    # nothing but errors does not hold the loop.
+    count_event(&way.counters, RECEIVE_ERRORS)
+    return 1
+
+
+cdef inline int receive_messages(Way *way) noexcept nogil:
     """Fill the batch from the socket; return 1 if there may be more, 0 if drained, or -errno if it is no socket."""
     cdef Received received
     cdef int error
     batch_clear(&way.batch)
     while batch_has_room(&way.batch, MESSAGE_PACKETS):
         error = udp_receive(way.udp, way.batch.arena + way.batch.cursor, &way.senders[way.batch.messages], &received)
-        if error == EAGAIN:
-            return 0
-        if error == EBADF or error == ENOTSOCK:
-            return -error
         if error:
-            # An error that the network reported for an earlier send; the socket lives on. Ends the batch, so that a
-            # socket with nothing but errors does not hold the loop.
-            count_event(&way.counters, RECEIVE_ERRORS)
-            return 1
+            return receive_failed(way, error)
         count_event(&way.counters, MESSAGES)
         describe(way, &received)
     return 1
+
+
+cdef inline int receive_datagrams(Way *way) noexcept nogil:
+    """Fill the batch with one call, as receive_messages(), where each message is one datagram."""
+    cdef Received received
+    cdef int count, i
+    batch_clear(&way.batch)
+    count = udp_receive_many(way.udp, way.batch.arena, way.senders, way.messages)
+    if count < 0:
+        return receive_failed(way, -count)
+    for i in range(count):
+        received.length = received.size = way.messages[i].msg_len
+        received.whole = not way.messages[i].msg_hdr.msg_flags & (MSG_TRUNC | MSG_CTRUNC)
+        count_event(&way.counters, MESSAGES)
+        way.batch.cursor = <uint32_t>i * SLOT
+        describe(way, &received)
+    return 1 if count == SLOTS else 0
 
 
 cdef inline void decide(Way *way, const Block *block) noexcept nogil:
@@ -161,7 +184,7 @@ cdef inline void write_packets(Way *way, const Block *block) noexcept nogil:
 cdef inline int in_batch(Way *way) noexcept nogil:
     """Forward one batch; return 1 if there may be more, 0 if the socket is drained, or -errno if it failed."""
     cdef const Block *block = <const Block *>rcu_online(way.rcu, way.reader)
-    cdef int more = receive_datagrams(way)
+    cdef int more = receive_messages(way) if way.gro else receive_datagrams(way)
     if way.batch.count:
         count_event(&way.counters, BATCHES)
         decide(way, block)

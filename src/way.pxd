@@ -54,11 +54,12 @@ cdef struct Way:
     Batch batch
     Underlay *senders           # BATCH_PACKETS, by the packet's message; udp_to_tun only
     Run run                     # in the making; tun_to_udp only
-    mmsghdr messages[RUN_PACKETS]
+    mmsghdr messages[RUN_PACKETS]   # to work with, of single datagrams
     Merge merge                 # in the making; udp_to_tun only
     uint32_t merge_slot         # of the peer whose packets it holds
     bint vnet                   # a vnet_hdr stands before each frame of the TUN
     bint uso                    # the TUN takes UDP super-packets
+    bint gro                    # a message received may be several datagrams
     uint32_t run_most           # datagrams in a message; 1: UDP_SEGMENT is not used
     int segment_refused         # errno that ended the use of UDP_SEGMENT, or lessened it; 0: none
     int uso_refused             # errno ... of UDP super-packets

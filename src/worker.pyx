@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from batch cimport ARENA, BATCH_PACKETS
+from batch cimport ARENA, BATCH_PACKETS, SLOT, SLOTS
 from block cimport Block, block_copy, block_new
 from both_ways cimport both_ways
 from counters cimport (BAD_HEADER, BAD_OFFLOAD, BATCHES, BYTES, DELIVERED, EVENTS as EVENT_COUNT, FRAMES, ICMP_LIMITED,
@@ -28,6 +28,7 @@ from peer cimport AF_INET, AF_INET6, COAT_MAX, Peer, Underlay, peer_enter, peer_
 from rcu cimport RCU_READERS, Rcu, Retired, rcu_free, rcu_new, rcu_passed, rcu_publish, rcu_reclaim
 from run cimport RUN_PACKETS
 from tun_to_udp cimport tun_to_udp
+from udp cimport udp_gro
 from udp_to_tun cimport udp_to_tun
 from way cimport Way
 from wire.ethernet cimport EthernetHeader
@@ -367,8 +368,8 @@ cdef class Worker:
         way.rules.overhead, way.rules.source_check = overhead, source_check
         way.rcu = self.builder.rcu
         way.run_most = RUN_PACKETS
-        way.batch.arena = <uint8_t *>calloc(1, ARENA)
-        # By slot, for all slots there can be: the kernel gives pages only to those that are used.
+        # For all that there can be: the kernel gives pages only to what is used.
+        way.batch.arena = <uint8_t *>calloc(1, max(ARENA, SLOTS * SLOT))
         way.peers = <PeerCount *>calloc(self.builder.slot_limit, sizeof(PeerCount))
         for i in range(RCU_READERS):
             if way.reader == NULL and not self.builder.rcu.readers[i].taken:
@@ -438,7 +439,7 @@ cdef class Worker:
         if way.running:
             raise RuntimeError("this loop runs already")
         way.running = True
-        way.tun, way.udp, way.path, way.stop = tun, udp, path, stop
+        way.tun, way.udp, way.path, way.stop, way.gro = tun, udp, path, stop, udp_gro(udp)
         return 0
 
     cdef int _leave(self, Way *way, int result) except -1:

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import pytest
 
+from flannel_udp import steering
+from flannel_udp.errors import TunError
 from flannel_udp.lab import namespace
 
 T = TypeVar("T")
@@ -33,10 +35,10 @@ def require(condition: object, missing: str) -> None:
     pytest.skip(missing)
 
 
-def require_commands(*names: str) -> None:
+def require_commands(*names: str, package: str = "iproute2, iputils-ping, util-linux") -> None:
     """Require programs of the system, found in PATH."""
     missing = [name for name in names if shutil.which(name) is None]
-    require(not missing, f"needs the commands {', '.join(missing)} (Debian: iproute2, iputils-ping, util-linux)")
+    require(not missing, f"needs the commands {', '.join(missing)} (Debian: {package})")
 
 
 def require_namespaces() -> None:
@@ -58,6 +60,21 @@ def require_tun() -> None:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         require(False, f"needs /dev/net/tun to open: {error.strerror}")
+
+
+def require_steering() -> None:
+    """Require a kernel that takes steering programs, beside TUN devices."""
+    require_tun()
+    try:
+        os.close(steering.load(steering.PROGRAM))
+    except TunError as error:
+        require(False, f"needs the right to load a steering program: {error}")
+
+
+def require_bpf_asks_for_rights() -> None:
+    """Require a kernel that takes steering programs from the privileged alone."""
+    told = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
+    require(told.exists() and told.read_text() != "0\n", f"needs 1 or 2 in {told}")
 
 
 def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:

@@ -17,10 +17,12 @@ CYTHON = ROOT / "src"
 
 # A module of the package, or a folder of modules, and what of ours it may import. A folder may always import itself.
 VALUES = {"errors", "foreign_json", "lease", "config", "options", "etcd_options", "logs", "link", "offload"}
-DOORS = {"registry", "netlink", "tun", "underlay", "subnet_env", "control", "instance",
-         "health", "notify"}  # they touch the outside world
-DECISIONS = {"subnet", "backend", "forwarder"}
-OWNER = {"daemon", "inbox", "status", "condition", "probes", "metrics"}  # the owner thread, its queue, what it tells
+# They touch the outside world.
+DOORS = {"registry", "netlink", "tun", "steering", "underlay", "firewall", "subnet_env", "control", "instance",
+         "health", "notify"}
+DECISIONS = {"subnet", "backend", "forwarder", "takeover", "cleanup", "docker_opts"}
+# The owner thread, its queue, what it tells.
+OWNER = {"daemon", "inbox", "status", "condition", "probes", "metrics", "host"}
 WORDS = {"headers", "dissect", "render"}  # they explain and show; bytes and values in, text out
 FLOORS = {
     **dict.fromkeys(VALUES, VALUES),

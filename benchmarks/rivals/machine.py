@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 # What `ip -d` tells of a device, and a reader may want to know.
 SIZES = ("mtu", "txqlen", "num_tx_queues", "gso_max_size", "gso_max_segs", "gro_max_size", "tso_max_size", "qdisc")
 # Of the kernel's settings those that move figures of an overlay.
-SYSCTLS = ("net/core/rmem_max", "net/core/wmem_max", "net/core/netdev_max_backlog", "net/core/busy_poll")
+SYSCTLS = ("net/core/rmem_max", "net/core/wmem_max", "net/core/netdev_max_backlog", "net/core/busy_poll",
+           "net/ipv4/tcp_congestion_control")  # fmt: skip
 
 
 def facts() -> dict[str, Any]:

@@ -12,11 +12,11 @@ from flannel_udp.backend.udp import UdpBackend
 from flannel_udp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flannel_udp.backend.peers import NextHop
     from flannel_udp.config import NetworkConfig
-    from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus
+    from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus, Queue
     from flannel_udp.lease import Lease, LeaseAttrs
     from flannel_udp.link import Address, Interface, Network
     from flannel_udp.options import NodeOptions
@@ -31,8 +31,8 @@ class DataPlane(Protocol):
     def set_peer(self, subnet: Network, underlay: Address, port: int, coat: bytes = b"") -> None: ...  # noqa: D102
     def delete_peer(self, subnet: Network) -> None: ...  # noqa: D102
     def publish(self) -> None: ...  # noqa: D102
-    def start(self, tun_fd: int, socket_fd: int, path_fd: int,  # noqa: D102
-              on_exit: Callable[[str, OSError | None], None], doors: Doors) -> None: ...
+    def start(self, queues: Sequence[Queue], on_exit: Callable[[str, OSError | None], None],  # noqa: D102
+              doors: Doors) -> None: ...
     def stop(self) -> None: ...  # noqa: D102
     def peers(self) -> list[PeerStatus]: ...  # noqa: D102
     def counters(self) -> dict[str, Counters]: ...  # noqa: D102
@@ -70,7 +70,7 @@ class Backend(Protocol):
         """The device, up and routed to."""
 
     def open_sockets(self) -> UnderlaySockets:
-        """The socket that datagrams go through, and one that is asked for path MTUs."""
+        """The socket that datagrams go through, and one that is asked for path MTUs: those of the first queue."""
 
 
 BACKENDS: Mapping[str, Callable[[NetworkConfig, ExternalInterface, NodeOptions], Backend]] = {"udp": UdpBackend}

@@ -2,7 +2,7 @@
 
     open() ─> running ── move(): another lease, nothing interrupted
                  │ broke(): device deleted, or a loop ended by itself
-                 v
+                 v         rebase(): another underlay; device and routes stay
               broken ── mend(): opened anew with growing delays, until it holds
 The forwarder outlives its devices: routes, peers and counters stay. All of it belongs to the owner thread.
 """
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flannel_udp import logs
 from flannel_udp.errors import FlannelUdpError, LeaseError, TunError
-from flannel_udp.forwarder import Doors
+from flannel_udp.forwarder import Doors, Queue
 from flannel_udp.offload import Refusal, report
 from flannel_udp.tun import TunLinks, host_warnings
+from flannel_udp.underlay import open_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -69,7 +70,7 @@ class DataPath:
         """How often it broke since the start; tries to mend it that failed count too."""
         self._links = links
         self._post = post
-        self._sockets: UnderlaySockets | None = None
+        self._sockets: list[UnderlaySockets] = []  # by queue
         self._refused: set[Refusal] = set()
         self._starts = 0
         self._opened_at = 0.0
@@ -78,20 +79,18 @@ class DataPath:
 
     def prepare(self) -> None:
         """Raise what would hinder open(), as far as it can be known before there is a lease."""
-        self._sockets = self.backend.open_sockets()
+        self._sockets = [self.backend.open_sockets()]
         self.backend.check_device()
 
     def open(self, lease: Lease) -> None:
         """Let packets pass under this lease; after a failure close() what there is."""
         self.lease = lease
-        self._sockets = self._sockets or self.backend.open_sockets()
+        self._sockets = self._sockets or [self.backend.open_sockets()]
         self.tun = self.backend.open_device(lease, self._links)
+        self._sockets += open_beside(self._sockets[0], len(self.tun.queues) - 1)
         self.tell_own()
         self.publish()
-        self._starts += 1
-        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets.granted.offloads)
-        self.forwarder.start(self.tun.fd, self._sockets.street.fileno(), self._sockets.path.fileno(),
-                             partial(self._ended, self._starts), doors)
+        self._run()
         self._tell_refusals()
         self._opened_at = time.monotonic()
 
@@ -100,9 +99,9 @@ class DataPath:
         self.forwarder.stop()
         if self.tun:
             self.tun.close()
-        if self._sockets:
-            self._sockets.close()
-        self.tun, self._sockets = None, None
+        for sockets in self._sockets:
+            sockets.close()
+        self.tun, self._sockets = None, []
 
     def move(self, lease: Lease) -> None:
         """Go over to another lease; peers' routes stay up throughout."""
@@ -110,6 +109,22 @@ class DataPath:
         if self.tun:
             self.tun.move(self.backend.tunnel(lease), self._links)
         self.tell_own()
+
+    def rebase(self, backend: Backend, *, reopen: bool) -> None:
+        """Go over to another underlay; `reopen`: its address is another. Packets wait in the device meanwhile."""
+        self.backend = backend
+        if self.tun is None:
+            return  # mend() opens by what is said now
+        if reopen:
+            first = backend.open_sockets()
+            fresh = [first, *open_beside(first, len(self.tun.queues) - 1)]
+            self.forwarder.stop()
+            for sockets in self._sockets:
+                sockets.close()
+            self._sockets = fresh
+            self._run()
+        self.tun.mtu = backend.mtu
+        self.assure()
 
     def tell_own(self, *, afresh: bool = True) -> None:
         """Tell the forwarder which subnet and addresses are this node's; unless `afresh`, addresses as known."""
@@ -180,25 +195,34 @@ class DataPath:
         if self.tun is None:
             return [f"no packets pass: {self.trouble}"]
         at_first = [line for line in self.tun.warnings if line.startswith("/proc/sys")]
+        if self.tun.unsteered:
+            at_first.append(self.tun.unsteered)
         return at_first + host_warnings(self.tun.name, self.tun.network.version)
 
     def devices(self) -> list[dict[str, Any]]:
         """The device, for the status."""
         tun = self.tun
         return [{"name": tun.name, "index": tun.index, "mtu": tun.mtu, "address": str(tun.address),
-                 "route": str(tun.network)}] if tun else []
+                 "route": str(tun.network), "queues": len(tun.queues), "queues_asked": tun.asked}] if tun else []
 
     def offloads(self) -> list[dict[str, str]]:
         """What each offload came to, for the status."""
-        if self.tun is None or self._sockets is None:
+        if self.tun is None or not self._sockets:
             return []
-        return report((self.tun.granted, self._sockets.granted), self.forwarder.given_up())
+        return report((self.tun.granted, self._sockets[0].granted), self.forwarder.given_up())
+
+    def _run(self) -> None:
+        assert self.tun
+        self._starts += 1
+        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets[0].granted.offloads)
+        queues = [Queue(fd, sockets.street.fileno(), sockets.path.fileno())
+                  for fd, sockets in zip(self.tun.fds, self._sockets, strict=True)]
+        self.forwarder.start(queues, partial(self._ended, self._starts), doors)
 
     def _tell_refusals(self) -> None:
         """Say once what the kernel refused, not again with each device that is opened anew."""
         assert self.tun
-        assert self._sockets
-        for refusal in (*self.tun.granted.refusals, *self._sockets.granted.refusals):
+        for refusal in (*self.tun.granted.refusals, *self._sockets[0].granted.refusals):
             if refusal not in self._refused:
                 self._refused.add(refusal)
                 _log.info("offload refused by the kernel: packets pass, with more work for each",

@@ -38,6 +38,10 @@ class PeerRoutes:
         self.skipped: dict[str, str] = {}
         """By the lease's key: why its packets have nowhere to go."""
 
+    def use(self, backend: Backend) -> None:
+        """Take the same kind of backend on another underlay."""
+        self._backend = backend
+
     def count(self) -> int:
         """How many are routed to."""
         return len(self._routed)

@@ -15,6 +15,7 @@ from flannel_udp.config import UDP_MTU_MIN, parse_udp_config
 from flannel_udp.errors import ConfigError, LeaseError, UnderlayError
 from flannel_udp.forwarder import Encapsulation, Forwarder, Loops
 from flannel_udp.lease import LeaseAttrs
+from flannel_udp.steering import steer
 from flannel_udp.tun import check_tun, open_tun
 from flannel_udp.underlay import open_underlay_sockets
 
@@ -92,7 +93,7 @@ class UdpBackend:
     def open_device(self, lease: Lease, links: TunLinks) -> Tun:
         """The TUN device, to which the whole network is routed; bridges of local subnets have longer prefixes."""
         return open_tun(DEVICE, self.mtu, self.tunnel(lease), self._network, links,
-                        offload=not self._options.no_tun_offload)
+                        offload=not self._options.no_tun_offload, queues=self._options.queues, steer=steer)
 
     def open_sockets(self) -> UnderlaySockets:
         """Bound to the interface's address, one of them to the port."""

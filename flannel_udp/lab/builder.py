@@ -19,7 +19,7 @@ from flannel_udp.errors import ControlError, LabError
 from flannel_udp.lab import channel, layout, namespace
 from flannel_udp.lab.namespace import Namespaces
 from flannel_udp.link import Link
-from flannel_udp.netlink import Links
+from flannel_udp.netlink import RTPROT_STATIC, Links
 from flannel_udp.options import DEFAULT_RUN_DIR, DEFAULT_SUBNET_FILE
 from flannel_udp.registry import open_registry
 from flannel_udp.subnet_env import SubnetEnv, read_subnet_env
@@ -121,7 +121,7 @@ def _furnish_end(place: Namespaces, address: IPv4Interface, gateway: IPv4Interfa
         end = _link(links, layout.EXTERNAL_INTERFACE)
         links.add_address(end.index, address)
         _up(links, end)
-        links.add_route(IPv4Network("0.0.0.0/0"), end.index, gateway.ip)
+        links.add_route(IPv4Network("0.0.0.0/0"), end.index, gateway.ip, RTPROT_STATIC)
 
 
 def _forward() -> None:

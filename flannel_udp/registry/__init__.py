@@ -17,7 +17,7 @@ from flannel_udp.errors import UsageError
 from flannel_udp.etcd_options import EtcdOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 CALL_TIMEOUT: Final = 5.0  # our choice: seconds; well above any healthy answer, well below a lease's renew margin
 UNTOLD: Final = math.inf
@@ -93,6 +93,9 @@ class Registry(Protocol):
 
     def expiry(self, key: str) -> float | None:
         """Return when an entry ends (unix time), None for a reservation; Conflict if there is no such entry."""
+
+    def expiries(self, keys: Collection[str]) -> dict[str, float | None]:
+        """The same of many at once; what is gone is left out."""
 
     def watch(self, after: int) -> Watch:
         """Watch all changes whose revision is greater than `after`; wait() raises Compacted if these are gone."""

@@ -23,7 +23,7 @@ from flannel_udp.registry.bell import Bell, ring
 from flannel_udp.registry.sqlite_file import FIRST_REVISION, Patience, SqliteFile, create_file, explained, is_busy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 HISTORY: Final = 10_000  # our choice: changes kept for watches; about 2 MB, and hours of the busiest cluster
 _SAFETY_SECONDS: Final = 1.0  # a writer killed between commit and bell is noticed after at most this long
@@ -94,6 +94,11 @@ class SqliteRegistry:
             if entry.key == key:
                 return entry.expiry
         raise Conflict(f"{key} is gone")
+
+    def expiries(self, keys: Collection[str]) -> dict[str, float | None]:
+        """See the protocol."""
+        wanted = set(keys)
+        return {entry.key: entry.expiry for entry in self.snapshot().entries if entry.key in wanted}
 
     def watch(self, after: int) -> SqliteWatch:
         """See the protocol."""

@@ -9,7 +9,8 @@ of it. While the registry cannot be reached nothing is taken back: peers and the
 
 A registry may also come back as another one, made anew or restored from a backup. What it says of the own lease counts
 at once, for the lease is taken again then; peers that it does not know have a grace to do the same before their routes
-are dropped.
+are dropped. So have peers whose leases are deleted together with this node's, for whoever deleted the whole folder
+deleted nodes that live.
 
 Two nodes with the same public address share one lease, as in flannel: each takes the other for its own former self. It
 shows only when the other writes, and is told then (Trouble "own-lease-shared").
@@ -65,7 +66,8 @@ _BACKOFF_MIN: Final = 0.1
 _BACKOFF_MAX: Final = 1.0
 _CLOSE_SECONDS: Final = 1.0
 GRACE: Final = 30.0  # our choice: seconds for peers to come back to a new registry; each tries again within seconds
-_KEY_SHOWN: Final = 64  # our choice: characters of a key in the log
+_KEY_SHOWN: Final = 64  # our choice: characters of a key in the log, and how many keys are named in one line
+_KEYS_SHOWN: Final = 4
 
 
 class LeasedSubnetManager:
@@ -103,6 +105,7 @@ class LeasedSubnetManager:
         self._revision = 0
         self._stale = True  # a snapshot is wanted
         self._grace_until: float | None = None
+        self._held: set[str] = set()  # deleted, and told to stand until then
         self._first = True
         self._watch: Watch | None = None
         self._down_since: float | None = None
@@ -144,12 +147,14 @@ class LeasedSubnetManager:
             if time.monotonic() > deadline:
                 raise LeaseError(f"no subnet: others were faster {tries} times in {self._acquire_timeout:g} s")
             # Spread those who race: the more often this node lost, the wider.
-            self._pause(self._rng.uniform(0, min(0.25, 0.002 * 2 ** min(tries, 10))))
+            self._pause(self._rng.uniform(0, min(2.0, 0.002 * 2 ** min(tries, 10))))
 
     def update(self, attrs: LeaseAttrs) -> Lease:
         """See the protocol."""
         with self._lock, self._noted():
-            return self._own.update(attrs)
+            lease = self._own.update(attrs)
+            self._stale = True  # under another address other leases are this node's own, and no peers
+            return lease
 
     def events(self, post: Callable[[SubnetEvent], None]) -> None:
         """See the protocol."""
@@ -255,12 +260,13 @@ class LeasedSubnetManager:
             found = next((put for put in puts if put.key == self._own.key), None)
             told += self._own.compare(found or LeaseEvent("delete", self._own.key, listing.revision))
             peers = [self._own.as_peer(put) for put in puts]
+            self._stale = False
         # A registry without the own lease may be a new one too, whose count has overtaken the old one's.
         other = listing.revision < known or bool(own and not found)
         difference = self._peers.reset(peers, keep=self._in_grace(other))
-        if other:
-            told += self._tell_other(listing.revision, known, {put.key for put in puts})
-        self._revision, self._stale = listing.revision, False
+        absent = self._peers.leases.keys() - {put.key for put in puts}
+        told += self._tell_other(listing.revision, known, absent) if other else self._hold(absent)
+        self._revision = listing.revision
         self.counters["resyncs"] += 1
         if self._first:
             told.append(PeersReset(tuple(self._peers.leases.values())))
@@ -281,6 +287,7 @@ class LeasedSubnetManager:
             self._grace_until = time.monotonic() + self._grace
         if not self._grace_left():
             self._grace_until = None
+            self._held.clear()
         return self._grace_until is not None
 
     def _grace_left(self) -> float:
@@ -288,7 +295,8 @@ class LeasedSubnetManager:
         return math.inf if self._grace_until is None else max(0.0, self._grace_until - time.monotonic())
 
     def _tell_other(self, revision: int, known: int, keys: set[str]) -> list[SubnetEvent]:
-        absent = len(self._peers.leases.keys() - keys)
+        self._held |= keys
+        absent = len(keys)
         if revision >= known and not absent:
             return []
         other = f"the registry is another one than before, at revision {revision} after {known}"
@@ -301,6 +309,7 @@ class LeasedSubnetManager:
         self._revision = changes[-1].revision
         told: list[SubnetEvent] = []
         peers: list[LeaseEvent] = []
+        deleted: set[str] = set()
         with self._lock:
             for change in changes:
                 if change.kind == "config" or change.kind == "config-delete":
@@ -312,11 +321,28 @@ class LeasedSubnetManager:
                 told += self._own.judge(event)
                 if held and self._own.lease is None:
                     self._stale = True  # what was no peer beside the own lease may be one now
+                    if event.kind == "delete":
+                        self._grace_until = time.monotonic() + self._grace
+                if event.kind == "delete" and event.key != self._own.key:
+                    deleted.add(event.key)
                 peers.append(self._own.as_peer(event))
+        if self._grace_left() and self._grace_until is not None:
+            told += self._hold(deleted & self._peers.leases.keys())
+            peers = [event for event in peers if event.kind != "delete" or event.key not in deleted]
         difference = self._peers.apply(peers)
         if difference.put or difference.deleted:
             told.append(PeersChanged(difference.put, difference.deleted))
         self._tell(told, difference.skipped)
+
+    def _hold(self, keys: set[str]) -> list[SubnetEvent]:
+        """Say, once, of which deleted peers the routes stand until the grace is over."""
+        keys = keys - self._held
+        if not keys:
+            return []
+        self._held |= keys
+        which = ", ".join(sorted(keys)) if len(keys) <= _KEYS_SHOWN else f"{len(keys)} leases"
+        return [Trouble("leases-deleted", f"{which} deleted, together with this node's or soon after; packets go there "
+                        f"as before for up to {self._grace:g} s, in which a living node takes its lease again")]
 
     def _judge_config(self, text: str | None) -> list[SubnetEvent]:
         if self._config is None:

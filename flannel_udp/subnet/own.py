@@ -4,6 +4,9 @@ A new lease is created only if nothing below subnets/ changed since the snapshot
 updated or given back only at the revision that this node wrote or saw last, so that a node that was away too long
 cannot overwrite its heir. A reservation (an entry without expiry) stays one, whatever is done to it.
 
+A write whose answer never came may have been done all the same. What it would have written is remembered, so that its
+echo is not taken for another hand's.
+
 Not safe for several threads: leased.py holds a lock around every call.
 """
 
@@ -13,7 +16,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from flannel_udp.errors import Conflict, LeaseError
+from flannel_udp.errors import Conflict, LeaseError, RegistryUnavailable
 from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_attrs, encode_attrs, parse_subnet_key, subnet_key
 from flannel_udp.registry import UNTOLD, Entry
 from flannel_udp.subnet import OwnLeaseChanged, OwnLeaseLost, SubnetEvent, Trouble
@@ -51,6 +54,7 @@ class OwnLease:
         self.key = ""
         self.renew_at = math.inf
         self.written_at: float | None = None
+        self._unanswered: LeaseAttrs | None = None
 
     def acquire(self, config: NetworkConfig, attrs: LeaseAttrs) -> Lease:
         """Take the lease of this node's address, or a new one; Conflict where another node was faster."""
@@ -66,7 +70,9 @@ class OwnLease:
                 continue
         fitting = [entry for entry in mine if fits(config, taken[entry.key])]
         if fitting:
-            entry = min(fitting, key=lambda entry: (taken[entry.key] != self._previous, entry.key))
+            # An administrator's reservation goes before what this node happened to have.
+            entry = min(fitting, key=lambda entry: (entry.expiry is not None, taken[entry.key] != self._previous,
+                                                    entry.key))
             return self._write(entry, attrs)
         for entry in mine:
             if entry.expiry is not None:  # a reservation is an administrator's, even one that no longer fits
@@ -135,6 +141,10 @@ class OwnLease:
         if event.lease is None:
             self.lease, self.renew_at = replace(own, revision=event.revision), self._clock()
             return [Trouble("own-lease-unreadable", f"{self.key}: {event.problem}; written anew")]
+        if event.lease.attrs == self._unanswered:
+            self._keep(event.lease)
+            self._unanswered, self.written_at = None, self._clock()
+            return []
         if not same_node(event.lease.attrs, own.attrs):
             self._forget()
             heir = event.lease.attrs.public_ip or event.lease.attrs.public_ipv6
@@ -147,6 +157,8 @@ class OwnLease:
     def as_peer(self, event: LeaseEvent) -> LeaseEvent:
         """What an event means to the table of peers: nothing of this node's own is a peer."""
         own, lease = self.lease, event.lease
+        if lease and lease.expiry is None and lease.attrs.public_ip is None and lease.attrs.public_ipv6 is None:
+            return LeaseEvent("delete", event.key, event.revision)  # reserved for nobody
         if own is None:
             return event
         if event.key == self.key:
@@ -169,19 +181,27 @@ class OwnLease:
         """Find the own lease in the registry; LeaseError if it is another's by now."""
         assert self.lease is not None
         for entry in self._registry.snapshot().entries:
-            if entry.key == self.key and same_node(decode_attrs(entry.value), self.lease.attrs):
-                return entry
+            if entry.key == self.key:
+                attrs = decode_attrs(entry.value)
+                if attrs == self._unanswered or same_node(attrs, self.lease.attrs):
+                    return entry
         raise LeaseError(f"lease {self.key} is no longer this node's")
 
     def _write(self, entry: Entry, attrs: LeaseAttrs) -> Lease:
         ttl = None if entry.expiry is None else self._ttl
-        return self._note(self._registry.update(entry.key, encode_attrs(attrs), ttl, entry.revision), attrs)
+        try:
+            written = self._registry.update(entry.key, encode_attrs(attrs), ttl, entry.revision)
+        except RegistryUnavailable:
+            self._unanswered = attrs
+            raise
+        return self._note(written, attrs)
 
     def _note(self, entry: Entry, attrs: LeaseAttrs) -> Lease:
         """Remember what this node wrote."""
         subnet, ipv6_subnet = parse_subnet_key(entry.key)
         self.key = entry.key
         self.written_at = self._clock()
+        self._unanswered = None
         return self._keep(Lease(subnet, ipv6_subnet, attrs, entry.expiry, entry.revision))
 
     def _keep(self, lease: Lease) -> Lease:

@@ -14,6 +14,8 @@ from flannel_udp.lease import Lease, LeaseEvent
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from flannel_udp.link import Network
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -30,6 +32,8 @@ class PeerTable:
     def __init__(self) -> None:
         self.leases: dict[str, Lease] = {}
         self.skipped: dict[str, str] = {}
+        self._holders: dict[Network, tuple[str, ...]] = {}
+        """Under which keys a subnet stands: one, unless others wrote without the guard of ours."""
 
     def reset(self, events: Iterable[LeaseEvent], keep: bool = False) -> Difference:
         """Make the table hold exactly these puts; whole leases are compared, so a changed address is a change.
@@ -49,14 +53,14 @@ class PeerTable:
         for event in events:
             before.setdefault(event.key, self.leases.get(event.key))
             if event.kind == "delete":
-                self.leases.pop(event.key, None)
+                self._drop(event.key)
                 self.skipped.pop(event.key, None)
             elif event.lease is None:
                 if self.skipped.get(event.key) != event.problem:
                     skipped[event.key] = event.problem
                 self.skipped[event.key] = event.problem
             else:
-                self.leases[event.key] = event.lease
+                self._hold(event.key, event.lease)
                 self.skipped.pop(event.key, None)
         deleted = [old for key, old in before.items() if old and key not in self.leases]
         put = [new for key, old in before.items() if (new := self.leases.get(key)) and not new.same_as(old)]
@@ -67,11 +71,24 @@ class PeerTable:
 
         Only a registry that others wrote to without the guard of ours has such pairs.
         """
-        subnets = {subnet for lease in deleted for subnet in (lease.subnet, lease.ipv6_subnet) if subnet}
-        if not subnets:
-            return []
-        return [
-            lease
-            for lease in self.leases.values()
-            if (lease.subnet in subnets or lease.ipv6_subnet in subnets) and lease not in put
-        ]
+        keys = {key for lease in deleted for subnet in _subnets(lease) for key in self._holders.get(subnet, ())}
+        return [lease for key in sorted(keys) if (lease := self.leases[key]) not in put]
+
+    def _hold(self, key: str, lease: Lease) -> None:
+        if key not in self.leases:  # otherwise its subnets are the same as before: they are what the key says
+            for subnet in _subnets(lease):
+                others = self._holders.setdefault(subnet, (key,))
+                if key not in others:
+                    self._holders[subnet] = (*others, key)
+        self.leases[key] = lease
+
+    def _drop(self, key: str) -> None:
+        lease = self.leases.pop(key, None)
+        for subnet in _subnets(lease) if lease else ():
+            others = tuple(other for other in self._holders.pop(subnet) if other != key)
+            if others:
+                self._holders[subnet] = others
+
+
+def _subnets(lease: Lease) -> tuple[Network, ...]:
+    return tuple(subnet for subnet in (lease.subnet, lease.ipv6_subnet) if subnet)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flannel_udp import control, daemon
+from flannel_udp import control, daemon, host, takeover
 from flannel_udp.backend import path as path_module
 from flannel_udp.daemon import Daemon
 from flannel_udp.errors import (
@@ -18,7 +18,7 @@ from flannel_udp.options import NodeOptions
 from flannel_udp.subnet_env import read_subnet_env
 
 from ..conftest import wait_until
-from .fakes import FakeBackend, FakeLinks, FakeManager
+from .fakes import FakeBackend, FakeFirewall, FakeLinks, FakeManager
 
 
 class Node:
@@ -29,12 +29,18 @@ class Node:
         self.manager = FakeManager()
         self.links = FakeLinks()
         self.backend = FakeBackend(self.links)
+        self.firewall = FakeFirewall()
         self.plane = self.backend.plane
+        self.left: list[Any] = []
+        self.flanneld: int | None = None
         self.status: int | BaseException | None = None
         monkeypatch.setattr(daemon, "Links", lambda: self.links)
         monkeypatch.setattr(daemon, "LinkMonitor", self.links.monitor)
         monkeypatch.setattr(daemon, "backend_of", lambda _: self.backend)
         monkeypatch.setattr(path_module, "host_warnings", lambda *_: [])
+        monkeypatch.setattr(host, "Firewall", self.firewall)
+        monkeypatch.setattr(host, "leftovers", lambda *_: self.left)
+        monkeypatch.setattr(takeover, "running", lambda: self.flanneld)
         for name, value in {"TICK": 0.02, "START_RETRY": 0.01, "LEASE_RETRY_MIN": 0.01, "FIRST_PEERS": 0.2,
                             "ASSURE": 0.02}.items():
             monkeypatch.setattr(daemon, name, value)
@@ -62,6 +68,7 @@ class Node:
                 self.status = error
                 raise
 
+        self.backend.external = None  # of a run before
         self.daemon = Daemon(self.options, self.manager)
         thread = threading.Thread(target=run)
         thread.start()

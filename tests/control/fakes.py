@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_interface
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from flannel_udp.backend.peers import NextHop
 from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.errors import FlannelUdpError, LeaseError
-from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus
+from flannel_udp.firewall import Rules, State
+from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus, Queue
 from flannel_udp.lease import Lease, LeaseAttrs
 from flannel_udp.link import Address, Interface, Link, LinkAddress, LinkEvent, Network, Route
 from flannel_udp.offload import Granted, Refusal
 from flannel_udp.subnet import ManagerHealth, PeersReset, SubnetEvent
 from flannel_udp.tun import Tun, TunLinks
-from flannel_udp.underlay import UnderlaySockets
+from flannel_udp.underlay import ExternalInterface, UnderlaySockets
 
 CONFIG = parse_network_config('{"Network": "10.5.0.0/16"}')
 COUNTERS = ("renewals", "resyncs", "lost_races", "skipped_keys", "errors")
@@ -41,9 +43,11 @@ class FakeManager:
 
     configs: list[NetworkConfig | Exception] = field(default_factory=lambda: [CONFIG])
     leases: list[Any] = field(default_factory=lambda: [lease("10.5.1.0/24")])
+    updates: list[Any] = field(default_factory=lambda: [lease("10.5.1.0/24")])
     peers: tuple[Lease, ...] = ()
     deeds: list[str] = field(default_factory=list)
     post: Callable[[SubnetEvent], None] = print
+    refusal: FlannelUdpError | None = None
     lag: float = 0.0
     trouble: str = ""
 
@@ -59,20 +63,50 @@ class FakeManager:
         return acquired
 
     def update(self, attrs: LeaseAttrs) -> Lease:
-        raise AssertionError(f"nobody asked for {attrs}")
+        self.deeds.append(f"update {attrs.public_ip}")
+        updated: Lease = drawn(self.updates)
+        return replace(updated, attrs=attrs)
 
     def events(self, post: Callable[[SubnetEvent], None]) -> None:
         self.post = post
         post(PeersReset(self.peers))
 
     def release(self) -> None:
-        raise AssertionError("the lease must stay for the next start")
+        self.deeds.append("release")
+        if self.refusal:
+            raise self.refusal
 
     def health(self) -> ManagerHealth:
         return ManagerHealth(self.lag, self.trouble, None, dict.fromkeys(COUNTERS, 0))
 
     def close(self) -> None:
         self.deeds.append("close")
+
+
+class FakeFirewall:
+    """Remembers the rules that were wanted last; refuses by script."""
+
+    def __init__(self) -> None:
+        self.state = State("nft", "table inet flannel_udp", "on paper")
+        self.iptables: list[object] = []
+        self.wanted: list[Rules] = []
+        self.refusals: dict[str, FlannelUdpError] = {}
+
+    def __call__(self, *_: object) -> "FakeFirewall":
+        return self
+
+    def check(self, rules: Rules) -> None:
+        self._refuse("check", rules)
+
+    def assure(self, rules: Rules) -> State:
+        self._refuse("assure", rules)
+        self.wanted.append(rules)
+        return self.state
+
+    def _refuse(self, step: str, rules: Rules) -> None:
+        assert isinstance(rules, Rules)
+        if step in self.refusals:
+            raise self.refusals[step]
 
 
 @dataclass
@@ -99,6 +133,7 @@ class FakeLinks:
         self.here = [LinkAddress(2, ip_interface("192.0.2.1/24"))]
         self.devices: dict[int, Link] = {2: Link(2, "eth0", 1500, True)}
         self.routed: dict[Network, int] = {}
+        self.blackholes: list[Network] = []
         self.post: Callable[[LinkEvent], None] = print
 
     def __enter__(self) -> "FakeLinks":
@@ -136,6 +171,21 @@ class FakeLinks:
         if network in self.routed:
             return False
         self.routed[network] = index
+        return True
+
+    def our_routes(self, family: int = 4) -> list[Route]:
+        return [Route(network, None, blackhole=True) for network in self.blackholes if network.version == family]
+
+    def add_blackhole(self, network: Network) -> bool:
+        if network in self.blackholes:
+            return False
+        self.blackholes.append(network)
+        return True
+
+    def delete_blackhole(self, network: Network) -> bool:
+        if network not in self.blackholes:
+            return False
+        self.blackholes.remove(network)
         return True
 
     def add_address(self, index: int, interface: Interface) -> bool:
@@ -191,10 +241,10 @@ class FakePlane:
         self.published = dict(self.routes)
         self.publishes += 1
 
-    def start(self, tun_fd: int, socket_fd: int, path_fd: int, on_exit: Callable[[str, OSError | None], None],
-              doors: Doors) -> None:
+    def start(self, queues: Sequence[Queue], on_exit: Callable[[str, OSError | None], None], doors: Doors) -> None:
         assert not self.running
-        assert min(tun_fd, socket_fd, path_fd) >= 0
+        queue, = queues
+        assert min(queue.tun, queue.udp, queue.path) >= 0
         self.running, self.on_exit, self.doors = True, on_exit, doors
         self.starts += 1
 
@@ -232,18 +282,26 @@ class FakeBackend:
         self.sockets: list[socket.socket] = []
         self.queues: list[FakeQueue] = []
         self.port = 8285
+        self.external: ExternalInterface | None = None
+        self.unsteered = ""
         self.granted = Granted(("tun_csum",), (Refusal(("tun_tso4", "tun_tso6"), "Invalid argument"),))
 
-    def __call__(self, *_: object) -> "FakeBackend":
+    def __call__(self, _: object, external: ExternalInterface, *__: object) -> "FakeBackend":
         self.refuse("make")
-        return self
+        if self.external is None:
+            self.external = external
+            return self
+        moved = copy(self)  # as the real one: a new value on another interface, of the same plane
+        moved.external, moved.mtu = external, external.mtu - 28
+        return moved
 
     def refuse(self, step: str) -> None:
         if step in self.refusals:
             raise self.refusals[step]
 
     def attrs(self) -> LeaseAttrs:
-        return LeaseAttrs(OWN_ADDRESS)
+        assert self.external
+        return LeaseAttrs(self.external.public_address)
 
     def subnet(self, lease: Lease) -> IPv4Network:
         assert lease.subnet
@@ -271,13 +329,14 @@ class FakeBackend:
         self.links.devices[index] = Link(index, "flannel0", 1472, True, "tun")
         self.links.add_address(index, self.tunnel(lease))
         self.links.routed[IPv4Network("10.5.0.0/16")] = index
-        return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), queue,
-                   self.granted)
+        return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), [queue],
+                   self.granted, asked=4 if self.unsteered else 1, unsteered=self.unsteered)
 
     def open_sockets(self) -> UnderlaySockets:
         self.refuse("open_sockets")
-        self.sockets = list(socket.socketpair())
-        return UnderlaySockets(self.sockets[0], self.sockets[1], Granted(("udp_segment",)))
+        street, path = socket.socketpair()
+        self.sockets += [street, path]
+        return UnderlaySockets(street, path, Granted(("udp_segment",)))
 
     def all_closed(self) -> bool:
         return (not self.plane.running and all(one.fileno() == -1 for one in self.sockets)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from flannel_udp import cli, control
 from flannel_udp.errors import LabError
 from flannel_udp.options import NodeOptions
-from flannel_udp.registry import open_registry
+from flannel_udp.registry import Listing, open_registry
+from flannel_udp.registry.sqlite import SqliteRegistry
 
 CONFIG = '{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}'
 
@@ -99,7 +101,8 @@ def test_run_tells_wrong_flags_in_one_line_and_points_at_the_help(told: Told) ->
     assert told("run", "--help")[1].startswith("usage: flannel-udp run")
 
 
-COMMANDS = [[], ["status"], ["leases"], ["config"], ["config", "get"], ["config", "set"], ["config", "check"], ["lab"],
+COMMANDS = [[], ["status"], ["leases"], ["leases", "reserve"],
+            ["leases", "release"], ["config"], ["config", "get"], ["config", "set"], ["config", "check"], ["lab"],
             ["lab", "up"], ["lab", "exec"], ["lab", "status"], ["lab", "packet"], ["lab", "down"], ["lab", "demo"]]
 
 
@@ -217,6 +220,85 @@ def test_leases_as_table_and_as_json_with_skipped_keys_named(told: Told, registr
     assert [(lease["subnet"], lease["public_ip"], lease["reserved"]) for lease in listed["leases"]] == [
         ("10.5.7.0/24", "192.0.2.7", False), ("10.5.8.0/24", "192.0.2.8", True)]
     assert list(listed["skipped"]) == ["junk"]
+
+
+def test_a_subnet_is_reserved_and_released(told: Told, registry: str) -> None:
+    place = ("--registry", registry)
+    told("config", "set", *place, CONFIG)
+    assert told("leases", "reserve", *place, "10.5.7.0/24", "--public-ip", "192.0.2.7") == (
+        0, "10.5.7.0/24 is reserved for 192.0.2.7\n", "")
+    assert told("leases", *place, "reserve", "10.5.8.0/24")[1] == "10.5.8.0/24 is reserved for nobody\n"
+    with closing(open_registry(registry)) as opened:
+        opened.create("10.5.9.0-24", b'{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"x"}', 60.0,
+                      opened.snapshot().revision)
+        assert told("leases", "reserve", *place, "10.5.9.0-24")[1] == "10.5.9.0/24 is reserved for 192.0.2.9\n"
+        assert [(entry.key, entry.value, entry.expiry) for entry in opened.snapshot().entries] == [
+            ("10.5.7.0-24", b'{"PublicIP":"192.0.2.7","PublicIPv6":null}', None),
+            ("10.5.8.0-24", b'{"PublicIP":"0.0.0.0","PublicIPv6":null}', None),
+            ("10.5.9.0-24", b'{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"x"}', None)]
+        assert told("leases", "reserve", *place, "10.5.8.0/24", "--public-ip", "192.0.2.8")[0] == 0
+        assert told("leases", "release", *place, "10.5.7.0/24")[1] == "10.5.7.0-24 is released; it was 192.0.2.7's\n"
+        opened.create("junk", b"", None, opened.snapshot().revision)
+        assert told("leases", "release", *place, "junk")[1] == "junk is released\n"
+        assert [entry.key for entry in opened.snapshot().entries] == ["10.5.8.0-24", "10.5.9.0-24"]
+
+
+REFUSED = [(("reserve", "10.5.7.0/25"), "10.5.7.0/25 is none of the network's subnets: expected a /24 from 10.5.1.0"),
+           (("reserve", "10.6.7.0/24"), "expected a /24 from 10.5.1.0 to 10.5.255.0"),
+           (("reserve", "10.5.7.1/24"), "expected a subnet such as 10.5.1.0/24 (10.5.7.1/24 has host bits set)"),
+           (("reserve", "nonsense"), "nonsense: expected a subnet such as 10.5.1.0/24"),
+           (("reserve", "10.5.7.0/24", "10.5.9.0/24"), "10.5.9.0/24: a second subnet of one family"),
+           (("reserve", "10.5.9.0/24", "--public-ip", "192.0.2.1"), "10.5.9.0-24 is already 192.0.2.9's: release it"),
+           (("reserve", "10.5.64.0/24"), "10.5.64.0/24 overlaps 10.5.64.0-20, 192.0.2.64's"),
+           (("reserve", "10.5.7.0/24", "--public-ip", "x"), "--public-ip: 'x' is not an IP address"),
+           (("release", "10.5.7.0/24"), "10.5.7.0/24: neither leased nor reserved")]
+
+
+@pytest.mark.parametrize(("words", "complaint"), REFUSED, ids=lambda case: " ".join(case) if len(case) < 5 else "")
+def test_what_cannot_be_reserved_or_released_is_one_line_and_changes_nothing(
+        told: Told, registry: str, words: tuple[str, ...], complaint: str) -> None:
+    told("config", "set", "--registry", registry, CONFIG)
+    with closing(open_registry(registry)) as opened:
+        for key, ip in (("10.5.9.0-24", "192.0.2.9"), ("10.5.64.0-20", "192.0.2.64")):
+            opened.create(key, f'{{"PublicIP":"{ip}"}}'.encode(), 60.0, opened.snapshot().revision)
+        before = opened.snapshot()
+        status, out, err = told("leases", *words, "--registry", registry)
+        assert (status, out) == (2 if "--public-ip:" in complaint else 1, "")
+        assert complaint in err.splitlines()[0]
+        assert opened.snapshot() == before
+
+
+def test_a_write_in_between_is_taken_into_account(told: Told, registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the write another node renews; and then somebody takes the very subnet."""
+    told("config", "set", "--registry", registry, CONFIG)
+    beside = open_registry(registry)
+    snapshot = SqliteRegistry.snapshot
+    foreign = ["10.5.9.0-24", "10.5.7.0-24"]
+
+    def slow(registry: SqliteRegistry) -> Listing:
+        listing = snapshot(registry)
+        if foreign and registry is not beside:
+            beside.create(foreign.pop(0), b'{"PublicIP":"192.0.2.9"}', 60.0, snapshot(beside).revision)  # type: ignore[arg-type]
+        return listing
+
+    monkeypatch.setattr(SqliteRegistry, "snapshot", slow)
+    with closing(beside):
+        status, _, err = told("leases", "reserve", "--registry", registry, "10.5.7.0/24", "--public-ip", "192.0.2.1")
+    assert (status, foreign) == (1, [])
+    assert "10.5.7.0-24 is already 192.0.2.9's" in err
+
+
+def test_leases_tell_when_the_daemon_heard_of_them(told: Told, registry: str, tmp_path: Path) -> None:
+    told("config", "set", "--registry", registry, CONFIG)
+    told("leases", "reserve", "--registry", registry, "10.5.7.0/24", "--public-ip", "192.0.2.7")
+    told("leases", "reserve", "--registry", registry, "10.5.8.0/24", "--public-ip", "192.0.2.8")
+    words = ("leases", "--registry", registry, "--run-dir", str(tmp_path), "--json")
+    assert [lease["last_heard"] for lease in json.loads(told(*words)[1])["leases"]] == [None, None]
+    peers = [{"subnet": "10.5.7.0/24", "underlay": "192.0.2.7", "last_heard": 1700000000.5},
+             {"subnet": "10.5.8.0/24", "underlay": "192.0.2.99", "last_heard": 1700000000.5}]  # another node's by now
+    with closing(control.serve(control.socket_path(tmp_path), lambda _: {"peers": peers})):
+        assert [lease["last_heard"] for lease in json.loads(told(*words)[1])["leases"]] == [1700000000.5, None]
+        assert "ago" in told(*words[:-1])[1]
 
 
 def test_leases_of_a_path_where_no_registry_is_are_no_empty_list(told: Told, registry: str, tmp_path: Path) -> None:

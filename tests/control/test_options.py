@@ -45,17 +45,20 @@ def test_every_flag_reaches_its_field() -> None:
         "-iface=eth0", "-iface=192.0.2.1", "--iface-regex", "eth.*", "--iface-regex=^10\\.",
         "-iface-can-reach", "192.0.2.9", "-public-ip=192.0.2.2",
         "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
-        "-subnet-lease-renew-margin=5", "-ip-masq=false", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
-        "--run-dir=/tmp/r", "--threads=2", f"--cpus={CPU}", "--busy-poll=50", "--no-tun-offload", "--no-udp-segment=t",
-        "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270",
+        "-subnet-lease-renew-margin=5", "-ip-masq", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
+        "--run-dir=/tmp/r", "--threads=2", "--queues=4", f"--cpus={CPU}", "--busy-poll=50", "--no-tun-offload",
+        "--no-udp-segment=t", "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270",
+        "-ip-masq-fully-random-disable", "-iptables-forward-rules=false", "-iptables-resync", "9",
+        "-ip-blackhole-route", "--no-takeover",
     )
     assert got == NodeOptions(
         registry="sqlite:///x.db", iface=("eth0", "192.0.2.1"), iface_regex=("eth.*", "^10\\."),
         iface_can_reach="192.0.2.9", public_ip=IPv4Address("192.0.2.2"), public_ipv6=IPv6Address("2001:db8::2"),
         subnet_file=Path("/tmp/subnet.env"), renew_margin=300.0, lease_ttl=900.0, source_check="strict",
         state_dir=Path("/tmp/s"), run_dir=Path("/tmp/r"), verbosity=3,
-        threads=2, cpus=(CPU,), busy_poll=50, no_tun_offload=True, no_udp_segment=True, no_udp_gro=True,
-        healthz_ip=IPv6Address("::1"), healthz_port=10270,
+        threads=2, queues=4, cpus=(CPU,), busy_poll=50, no_tun_offload=True, no_udp_segment=True, no_udp_gro=True,
+        healthz_ip=IPv6Address("::1"), healthz_port=10270, ip_masq=True, ip_masq_fully_random_disable=True,
+        iptables_forward_rules=False, iptables_resync=9.0, ip_blackhole_route=True, no_takeover=True,
     )
 
 
@@ -111,12 +114,14 @@ def test_variables_that_name_no_flag_are_left_alone() -> None:
     ("--v=1\u0663", "is not a number"),
     ("--run-dir=", "must not be empty"),
     ("--ip-masq=yes", "true or false"),
-    ("--ip-masq", "not built yet"),
-    ("--ip-masq=true", "not built yet"),
+    ("--iptables-resync=0", "--iptables-resync: '0' is not a number of seconds from 1 to 86400"),
+    ("--iptables-resync=5s", "'5s' is not a number of seconds"),
     ("--kube-subnet-mgr", "the Kubernetes subnet manager is not built yet"),
-    ("--iptables-forward-rules=true", "firewall rules are not built yet"),
     ("--threads=0", "'0' is not a number from 1 to 2"),
     ("--threads=3", "from 1 to 2"),
+    ("--queues=0", "'0' is not a number from 1 to 16"),
+    ("--queues=17", "from 1 to 16"),
+    ("--queues=all", "'all' is not a number"),
     ("--busy-poll=1000001", "a number of microseconds from 0 to 1000000"),
     ("--busy-poll=-1", "'-1'"),
     ("--cpus=", "'' is not a list of CPUs such as 0,2-3"),
@@ -136,9 +141,9 @@ def test_a_bad_value_is_refused_by_the_flags_name(word: str, told: str) -> None:
 
 
 def test_flags_of_unbuilt_parts_are_obeyed_where_they_ask_for_nothing() -> None:
-    words = ("--kube-subnet-mgr=false", "--iptables-forward-rules=false", "--healthz-port=0")
+    words = ("--kube-subnet-mgr=false", "--set-node-network-unavailable=false", "--healthz-port=0")
     assert parsed(*words) == parsed()
-    assert "FLANNELD_KUBE_API_URL" in refusal(FLANNELD_KUBE_API_URL="http://k")
+    assert "FLANNELD_KUBE_SUBNET_MGR" in refusal(FLANNELD_KUBE_SUBNET_MGR="true")
 
 
 def test_unknown_words_are_refused_with_a_guess() -> None:
@@ -213,6 +218,26 @@ def test_threads_are_by_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert parsed().threads == threads
     assert parsed("--threads=2").threads == 2
+
+
+@pytest.mark.parametrize(("cores", "queues", "threads"), [(2, 2, 1), (4, 2, 1), (5, 2, 2), (8, 4, 1), (64, 16, 2)])
+def test_threads_of_several_queues_share_the_cores(
+        monkeypatch: pytest.MonkeyPatch, cores: int, queues: int, threads: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert (parsed(f"--queues={queues}").threads, parsed(f"--queues={queues}").queues) == (threads, queues)
+    assert parsed(FLANNELD_QUEUES=f"{queues}") == parsed(f"--queues={queues}")
+    assert parsed(f"--queues={queues}", "--threads=2").threads == 2
+
+
+def test_cpus_of_several_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert parsed("--queues=4", "--cpus=0-3").threads == 1
+    assert parsed("--queues=4", "--cpus=0-4").threads == 2
+    assert parsed("--queues=4", "--cpus=0-7").threads == 2
+    assert parsed("--queues=4", "--cpus=0-1", "--threads=2").cpus == (0, 1)
+    assert refusal("--queues=4", "--cpus=0-8") == (
+        "--cpus: 9 CPUs are more than there are threads (--threads 2, --queues 4)")
+    assert refusal("--queues=4", "--cpus=0-4", "--threads=1").endswith("(--threads 1, --queues 4)")
 
 
 def test_cpus_are_kept_in_the_order_given_and_say_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:

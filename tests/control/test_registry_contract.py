@@ -133,6 +133,19 @@ def test_the_expiry_of_what_is_gone_is_a_conflict(registry: Registry) -> None:
         registry.expiry("10.5.1.0-24")
 
 
+def test_expiries_of_many_are_told_at_once(registry: Registry, other: Registry) -> None:
+    for number in range(40):
+        put(registry, f"10.5.{number}.0-24", ttl=100.0 if number % 2 else None)
+    keys = [f"10.5.{number}.0-24" for number in range(38)]
+    told = other.expiries([*keys, "10.5.99.0-24"])  # the last is nobody's
+    assert sorted(told) == sorted(keys)
+    for number, key in enumerate(keys):
+        expiry = told[key]
+        assert (expiry is not None) == number % 2
+        assert expiry is None or 0 < expiry - time.time() <= 101
+    assert registry.expiries([]) == {}
+
+
 def test_what_is_written_tells_its_expiry(registry: Registry) -> None:
     before = time.time()
     entry = registry.create("10.5.1.0-24", b"{}", 100, registry.snapshot().revision)

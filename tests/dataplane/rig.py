@@ -25,8 +25,10 @@ from flannel_udp._dataplane import (
 )
 
 from ..conftest import DEADLINE, wait_until
+from .answers import Answers
 from .packets import packed
 
+UDP_GRO = 104  # linux/udp.h
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, linux/in6.h
 PEER = FIRST_PEER
 LEAK = (300 if os.environ.get("FLANNEL_UDP_SANITIZED") else 16) << 20
@@ -57,17 +59,23 @@ def resident() -> int:
 
 
 class Rig:
-    """Node 1, running, and peer 2; `with` ends the loops and holds them to the law of the counters."""
+    """Node 1, running, and peer 2; `with` ends the loops and holds them to the law of the counters.
+
+    `answers`, by direction: who answers that loop's system calls in the kernel's place.
+    """
 
     def __init__(self, family: int = 4, source_check: str = "known", coat: bytes = b"",
-                 tun_type: int = socket.SOCK_SEQPACKET) -> None:
+                 tun_type: int = socket.SOCK_SEQPACKET, *, gro: bool = True,
+                 answers: dict[str, Answers] | None = None) -> None:
         self.family = family
+        self.answers = answers or {}
         self.kernel, self.tun = socket.socketpair(socket.AF_UNIX, tun_type)
         self.kernel.settimeout(DEADLINE)
         self.tun.setblocking(False)
         node, peer = ("127.0.0.1", "127.0.0.2") if family == 4 else ("::1", "::1")
         self.udp, self.path, self.peer = udp_socket(node), udp_socket(node), udp_socket(peer)
         self.peer.settimeout(DEADLINE)
+        self.udp.setsockopt(socket.IPPROTO_UDP, UDP_GRO, gro)
         self.builder = Builder(packed(self.overlay(0)), *((16, 24) if family == 4 else (48, 64)))
         self.worker = Worker(self.builder, coat_length=len(coat), ttl_step=1, source_check=SOURCE_CHECKS[source_check],
                              overhead=(UDP_OVERHEAD_V4 if family == 4 else UDP_OVERHEAD_V6) + len(coat))
@@ -96,6 +104,8 @@ class Rig:
     def run(self, direction: str) -> None:
         """Be the thread of one loop."""
         self.ended[direction] = None
+        if direction in self.answers:
+            self.answers[direction].install()
         try:
             getattr(self.worker, LOOPS[direction])(
                 self.tun.fileno(), self.udp.fileno(), self.path.fileno(), self.stop_fd)
@@ -134,6 +144,8 @@ class Rig:
             opened.close()
         with contextlib.suppress(OSError):
             os.close(self.stop_fd)
+        for answers in self.answers.values():
+            answers.close()
 
     def give(self, packet: bytes) -> None:
         """Be the kernel that routes a packet into the TUN."""
@@ -164,6 +176,11 @@ class Rig:
         """Wait until so many packets had an outcome."""
         wait_until(lambda: self.outcomes(direction).get(outcome, 0) >= count,
                    f"{count} x {outcome}, {direction}")
+
+    def comes_to(self, direction: str, outcomes: dict[str, int]) -> None:
+        """Wait until all packets have an outcome, and these are the outcomes."""
+        wait_until(lambda: sum(self.outcomes(direction).values()) >= sum(outcomes.values()), f"{outcomes}, {direction}")
+        assert self.outcomes(direction) == outcomes
 
     def check_law(self) -> None:
         """Packets in are the sum of outcomes, and each outcome is one that its direction may have."""

@@ -59,6 +59,7 @@ class Flow:
     sequence: int = 1000
     acknowledgment: int = 77
     window: int = 8192
+    urgent: int = 0
     options: tuple[tuple[str, Any], ...] = ()
     ip_options: bytes = b""
     extension: bool = False
@@ -82,7 +83,8 @@ class Flow:
                 ip /= IPv6ExtHdrDestOpt()
         if self.protocol == "tcp":
             return ip / TCP(sport=self.sport, dport=self.dport, flags=self.flags, seq=self.sequence,
-                            ack=self.acknowledgment, window=self.window, options=list(self.options)) / Raw(payload)
+                            ack=self.acknowledgment, window=self.window, urgptr=self.urgent,
+                            options=list(self.options)) / Raw(payload)
         return ip / UDP(sport=self.sport, dport=self.dport) / Raw(payload)
 
     def packet(self, payload: bytes) -> bytes:

@@ -117,8 +117,8 @@ OTHER4 = [
 ]
 OTHER6 = [{"tos": 1}, {"tos": 0x10}, {"ttl": 63}, {"label": 1}, {"sport": 1}, {"dport": 1}, {"source": "fd05::3"},
           {"destination": "fd05:0:0:2::3"}, {"extension": True}]
-OTHER_TCP = [{"acknowledgment": 78}, {"window": 8193}, {"options": TIMESTAMPS}, {"sequence": 1999}, {"sequence": 2001},
-             *({"flags": flags} for flags in ("SA", "FA", "RA", "UA", "CA", "EA", "", "FPA", "NA"))]
+OTHER_TCP = [{"acknowledgment": 78}, {"window": 8193}, {"urgent": 3}, {"options": TIMESTAMPS}, {"sequence": 1999},
+             {"sequence": 2001}, *({"flags": flags} for flags in ("SA", "FA", "RA", "UA", "CA", "EA", "", "FPA", "NA"))]
 
 
 def second_changed(flow: Flow, change: dict[str, object]) -> list[bytes]:
@@ -199,6 +199,17 @@ def test_a_wrong_ipv4_header_checksum_is_not_laundered() -> None:
 def test_datagrams_without_a_checksum_stay_apart() -> None:
     bare = [changed(changed(packet, 26, 0), 27, 0) for packet in train(UDP4)]
     assert counts(bare) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("flow", [UDP4, UDP6], ids=["udp4", "udp6"])
+def test_a_sum_of_zero_is_ffff_undone_and_divided(flow: Flow) -> None:
+    """Trap 6: each datagram begins with the two bytes that make its sum zero."""
+    field = flow.packet(b"\0\0abcd")[flow.transport() + 6:][:2]
+    made = flow.segments((field + b"abcd") * 3, 6)
+    assert all(one[flow.transport() + 6:][:2] == b"\xff\xff" for one in made)
+    assert counts(made) == [3]
+    (vnet, frame, _), = coalesce(made, True)
+    assert segment(frame, vnet) == made
 
 
 def test_a_datagram_whose_length_is_not_the_packets_stays_alone() -> None:

@@ -1,14 +1,14 @@
-"""Random and mutated datagrams through both doors: never a crash, and what comes of each is what an oracle says.
+"""Random and mutated datagrams, super-packets and batches: never a crash; what comes of each is what an oracle says.
 
-FLANNEL_UDP_FUZZ tells how many in all; a million under the sanitizers, which see every byte read too many, and fewer
-without. The oracle is the documents' reading of a packet in plain Python, from version to hop. The seed is printed by
-a failing assertion.
+FLANNEL_UDP_FUZZ tells how many datagrams, how many super-packets with their vnet_hdr, and how many packets in batches
+to be merged: a million each under the sanitizers, which see every byte read too many, and fewer without. The oracle is
+the documents' reading of a packet in plain Python, from version to hop. The seed is printed by a failing assertion.
 """
 
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -20,7 +20,7 @@ from flannel_udp._probe import Node, coalesce, icmp_allowed, icmp_error, inner, 
 
 from . import packets
 from .packets import NAMES, ipv4, ipv6, packed
-from .super_packets import ALL, BULK4, BULK6, TIMESTAMPS, Flow, VnetHdr, text
+from .super_packets import ALL, BULK4, BULK6, TIMESTAMPS, Flow, text
 
 SANITIZED = "FLANNEL_UDP_SANITIZED" in os.environ
 TOTAL = int(os.environ.get("FLANNEL_UDP_FUZZ", "1000000" if SANITIZED else "100000"))
@@ -210,72 +210,85 @@ def valid(data: bytes) -> bool:
         found[1] == len(data))
 
 
-def disturbed(data: bytes, dice: random.Random, most: int = 3) -> bytes:
+def disturbed(data: bytes, pick: Callable[[], float], most: int = 3) -> bytes:
     """A few bytes changed, most of them among the headers."""
     changed = bytearray(data)
-    for _ in range(dice.randrange(most)):
-        changed[dice.randrange(min(len(changed), 80) if dice.random() < 0.8 else len(changed))] = dice.randrange(256)
+    headers = min(len(data), 80)
+    for _ in range(int(pick() * most)):
+        changed[int(pick() * (headers if pick() < 0.8 else len(data)))] = int(pick() * 256)
     return bytes(changed)
 
 
 VARIED = [*ALL, replace(BULK4, options=TIMESTAMPS), replace(BULK6, extension=True), replace(BULK4, flags="CEFPA"),
           replace(BULK4, dont_fragment=False)]
+LIES = (0, 1, 19, 20, 39, 40, 64, 255)
+"""For any field of a vnet_hdr: numbers near what a decision depends on."""
 
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("flow", VARIED, ids=lambda flow: str(flow)[5:40])
 def test_vnet_headers_and_super_packets_of_any_kind(flow: Flow) -> None:
     """Nothing is read or written beside the packet; what is divided is valid again, and holds all of the payload."""
-    dice = random.Random(f"{SEED} {flow}")
-    made = [flow.super_packet(text(size), 100) for size in (1, 99, 100, 101, 1000)]
+    pick = random.Random(f"{SEED} {flow}").random
+    made = []
+    for size in (1, 99, 100, 101, 1000):
+        data, vnet = flow.super_packet(text(size), 100)
+        made.append((data, vnet.packed(), [vnet.but(**{name: lie}) for name in vars(vnet) for lie in LIES]))
     seen: Counter[str] = Counter()
-    for _ in range(TOTAL // 20 // len(VARIED)):
-        data, vnet = dice.choice(made)
-        data, header = disturbed(data, dice), disturbed(vnet.packed(), dice, 4)
-        if dice.random() < 0.2:
-            header = vnet.but(**{dice.choice(list(vars(vnet))): dice.choice((0, 1, 19, 20, 39, 40, 64, 255))})
-        if not valid(data):
+    for _ in range(TOTAL // len(VARIED)):
+        data, header, lies = made[int(pick() * len(made))]
+        data = disturbed(data, pick)
+        header = lies[int(pick() * len(lies))] if pick() < 0.2 else disturbed(header, pick, 4)
+        try:
+            become = segment(data, header)
+        except ValueError:
+            seen["no packet"] += 1
             continue
-        become = segment(data, header)
         if isinstance(become, int):
             seen[NAMES[become]] += 1
             continue
         seen["divided" if len(become) > 1 else "one"] += 1
-        if VnetHdr.parsed(header).gso_type == 0:
+        if header[1] == 0:
             assert [len(one) for one in become] == [len(data)]
             continue
-        assert all(valid(one) for one in become), (SEED, data.hex(), header.hex())
+        if seen["divided"] % 8 == 1:
+            assert all(valid(one) for one in become), (SEED, data.hex(), header.hex())
         if len(become) > 1:
             # Every segment has headers of its own, so that the lengths tell how long these are.
             headers = (sum(map(len, become)) - len(data)) // (len(become) - 1)
-            assert b"".join(one[headers:] for one in become) == data[headers:], (SEED, data.hex(), header.hex())
-    assert TOTAL < 10_000 or len(seen) >= 3, seen
+            assert b"".join([one[headers:] for one in become]) == data[headers:], (SEED, data.hex(), header.hex())
+    assert TOTAL < 10_000 or len(seen) >= 4, seen
 
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("uso", [True, False])
 def test_batches_of_any_kind_come_back(uso: bool) -> None:
     """Merged and undone, or merged and divided, a batch is what it was, in its order."""
-    dice = random.Random(f"{SEED} {uso}")
+    pick = random.Random(f"{SEED} {uso}").random
     trains = [replace(flow, ident=at * 100).segments(text(1000), size)
               for at, flow in enumerate(VARIED) for size in (100, 70)]
-    merged = 0
-    for _ in range(TOTAL // 400):
-        batch = [one for _ in range(dice.randrange(1, 4)) for one in dice.choice(trains)]
-        for _ in range(dice.randrange(4)):
-            at = dice.randrange(len(batch))
-            batch[at] = dice.choice((disturbed(batch[at], dice), batch[at], batch[dice.randrange(len(batch))]))
-        batch = [one for one in batch if valid(one)]
+    merged = given = 0
+    while given < TOTAL // 2:
+        batch = [one for _ in range(1 + int(pick() * 3)) for one in trains[int(pick() * len(trains))]]
+        given += len(batch)
+        for _ in range(int(pick() * 4)):
+            at = int(pick() * len(batch))
+            batch[at] = disturbed(batch[at], pick) if pick() < 0.7 else batch[int(pick() * len(batch))]
+            if not valid(batch[at]):
+                del batch[at]
         frames = coalesce(batch, uso)
         assert [one for frame in coalesce(batch, uso, undo=True) for one in frame] == batch, SEED
         assert sum(count for _, _, count in frames) == len(batch)
         at = 0
         for vnet, frame, count in frames:
-            merged += count > 1
-            parts = segment(frame, vnet) if count > 1 else [frame]
-            assert isinstance(parts, list)
-            # Where DF is set the identification means nothing, and a merge may count it anew.
-            assert [masked(one) for one in parts] == [masked(one) for one in batch[at:at + count]], SEED
+            if count > 1:
+                merged += 1
+                parts = segment(frame, vnet)
+                assert isinstance(parts, list)
+                # Where DF is set the identification means nothing, and a merge may count it anew.
+                assert parts == (came := batch[at:at + count]) or [*map(masked, parts)] == [*map(masked, came)], SEED
+            else:
+                assert frame == batch[at], SEED
             at += count
     assert merged
 

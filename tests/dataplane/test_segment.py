@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from flannel_udp._probe import segment
 
 from .packets import NAMES as OUTCOMES
-from .packets import ipv4, naive_checksum, naive_sum
+from .packets import ipv4, ipv6, naive_checksum, naive_sum
 from .super_packets import ALL, BULK4, BULK6, NAMES, TCPV4, TCPV6, TIMESTAMPS, UDP4, UDP6, UDP_L4, Flow, VnetHdr, text
 
 
@@ -126,6 +126,9 @@ DATA4, VNET4 = BULK4.super_packet(text(3000), 1000)
 DATA6, VNET6 = BULK6.super_packet(text(3000), 1000)
 DATAGRAM, VNET_UDP = UDP4.super_packet(text(3000), 1000)
 OFFSET = 20 + 12  # of TCP's data offset
+# Extension headers that leave less room than the longest headers may have: 40, 136, TCP's 20, of 192 and of 196.
+LONG6 = ipv6(payload=b"\x06\x10" + bytes(134) + DATA6[40:], next_header=0)
+VNET_LONG6 = replace(VNET6, csum_start=40 + 136)
 
 
 @pytest.mark.parametrize(("data", "vnet", "reason"), [
@@ -143,6 +146,7 @@ OFFSET = 20 + 12  # of TCP's data offset
     (DATA6, VNET6.but(csum_start=65535), "bad_offload"),
     (DATAGRAM, VNET_UDP.but(gso_type=TCPV4), "bad_offload"),
     *((DATA4[:OFFSET] + bytes([words << 4]) + DATA4[OFFSET + 1:], VNET4.packed(), "bad_header") for words in range(5)),
+    (LONG6, VNET_LONG6.packed(), "bad_header"),
     (BULK4.packet(b""), VNET4.packed(), "bad_header"),
     (UDP4.packet(b""), VNET_UDP.packed(), "bad_header"),
     (DATA4, VNET4.but(gso_type=0, csum_start=65535), "bad_offload"),

@@ -5,6 +5,7 @@ the kernel's own: of a socket without checksums (EINVAL for UDP_SEGMENT), of wha
 """
 
 import errno
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from .packets import hop, packed
 from .rig import PEER, Rig
 from .super_packets import BULK4, BULK6, UDP4, UDP6, Flow, text
 
-SO_NO_CHECK = 11  # asm-generic/socket.h
+SO_NO_CHECK, IPPROTO_UDPLITE = 11, 136  # asm-generic/socket.h, linux/in.h
 SIZE = 1000
 FLOWS = {4: (BULK4, UDP4), 6: (BULK6, UDP6)}
 
@@ -122,6 +123,26 @@ def test_no_checksums_no_segment() -> None:
                 assert received(rig, 11) == due
         rig.wait_for("out", "sent", 66)
         assert rig.worker.given_up() == [("udp_segment", errno.EINVAL)]
+        assert rig.outcomes("out") == {"sent": 66}
+        assert rig.events("out")["messages"] == 66
+
+
+def test_udp_lite_is_not_cut_by_the_kernel() -> None:
+    """EIO: each datagram goes alone from then on, the tail is not lost, and it is said once."""
+    def lite(rig: Rig) -> None:
+        for opened in (rig.udp, rig.peer):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, IPPROTO_UDPLITE) as other:
+                other.setblocking(False)
+                other.bind(opened.getsockname())
+                os.dup2(other.fileno(), opened.fileno())
+
+    with fast(prepare=lite) as rig:
+        for _ in range(3):
+            for flow in FLOWS[4]:
+                due = give(rig, flow, text(10_500))
+                assert received(rig, 11) == due
+        rig.wait_for("out", "sent", 66)
+        assert rig.worker.given_up() == [("udp_segment", errno.EIO)]
         assert rig.outcomes("out") == {"sent": 66}
         assert rig.events("out")["messages"] == 66
 

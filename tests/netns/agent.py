@@ -2,14 +2,15 @@
 
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 
 from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_OVERHEAD_V6, UDP_PORT
-from flannel_udp.forwarder import Doors, Encapsulation, Forwarder, Loops, Network
+from flannel_udp.forwarder import Doors, Encapsulation, Forwarder, Loops, Network, Queue
 from flannel_udp.netlink import Links
+from flannel_udp.steering import steer
 from flannel_udp.tun import open_tun
-from flannel_udp.underlay import open_underlay_sockets
+from flannel_udp.underlay import open_beside, open_underlay_sockets
 
 from ..conftest import wait_until
 from .topology import Node
@@ -30,8 +31,9 @@ class Agent:
 
     def __init__(self, node: Node, family: int = 4, source_check: str = "known",
                  address: IPv4Address | IPv6Address | None = None, *, loops: Loops | None = None,
-                 off: Collection[str] = ()) -> None:
+                 off: Collection[str] = (), queues: int = 1, steering: Callable[[int], None] = steer) -> None:
         self.node, self.family, self.off = node, family, off
+        self.queues, self.steering = queues, steering
         self.address = address or (node.address if family == 4 else node.address6)
         self.subnet = subnet_of(node.number, family)
         self.tunnel = self.subnet.network_address
@@ -41,21 +43,35 @@ class Agent:
         self.forwarder = Forwarder(self.network, length, encapsulation, source_check, loops or Loops())
         self.forwarder.set_own(self.subnet, self.tunnel, [node.address, node.address6])
         self.forwarder.publish()
-        with node.entered():
-            self.sockets = open_underlay_sockets(self.address, UDP_PORT, segment="udp_segment" not in off,
-                                                 gro="udp_gro" not in off)
-        self.socket, self.path = self.sockets.street, self.sockets.path
+        self.open_sockets()
+        self.socket, self.path = self.sockets[0].street, self.sockets[0].path
         self.start()
+
+    def open_sockets(self) -> None:
+        """Open those of each queue."""
+        with self.node.entered():
+            first = open_underlay_sockets(self.address, UDP_PORT, segment="udp_segment" not in self.off,
+                                          gro="udp_gro" not in self.off)
+            self.sockets = [first, *open_beside(first, self.queues - 1)]
 
     def start(self) -> None:
         """Open the TUN and run the loops."""
         address = ip_interface((self.tunnel, self.tunnel.max_prefixlen))
         with self.node.entered(), Links() as links:
             self.tun = open_tun(PATTERNS[self.family], UNDERLAY_MTU - OVERHEADS[self.family], address, self.network,
-                                links, offload="tun" not in self.off)
-        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self.sockets.granted.offloads)
-        self.forwarder.start(self.tun.fd, self.socket.fileno(), self.path.fileno(),
-                             lambda loop, error: self.exits.append((loop, error)), doors)
+                                links, offload="tun" not in self.off, queues=self.queues, steer=self.steering)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Run the loops, on what is open."""
+        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self.sockets[0].granted.offloads)
+        queues = [Queue(fd, sockets.street.fileno(), sockets.path.fileno())
+                  for fd, sockets in zip(self.tun.fds, self.sockets, strict=True)]
+        self.forwarder.start(queues, lambda loop, error: self.exits.append((loop, error)), doors)
+
+    def pause(self) -> None:
+        """End the loops, and leave all open: what comes meanwhile waits in the kernel's queues until go_on()."""
+        self.forwarder.stop()
 
     def stop(self) -> None:
         """End the loops, which takes well below a second, and close the TUN."""
@@ -86,8 +102,8 @@ class Agent:
     def close(self) -> None:
         """Stop, hold the counters to their law, let go of everything."""
         with contextlib.ExitStack() as closing:
-            closing.enter_context(self.socket)
-            closing.enter_context(self.path)
+            for sockets in self.sockets:
+                closing.callback(sockets.close)
             closing.callback(self.tun.close)
             self.forwarder.stop()
             for direction, counters in self.forwarder.counters().items():

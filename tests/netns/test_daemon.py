@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,7 +14,7 @@ import pytest
 from flannel_udp.options import default_threads
 from flannel_udp.registry import open_registry
 
-from ..conftest import require_tun, wait_until
+from ..conftest import require_bpf_asks_for_rights, require_steering, require_tun, wait_until
 from .node_daemon import Daemon, flags
 from .topology import Topology
 
@@ -295,7 +296,7 @@ def test_status_tells_offloads_and_threads(cluster: list[Daemon]) -> None:
     one = cluster[0]
     assert [(line["state"], line["reason"]) for line in one.status()["offloads"]] == [("granted", "")] * 8
     loops = one.status()["loops"]
-    assert loops == {"threads": default_threads(), "cpus": "any", "busy_poll_us": 0}
+    assert loops == {"threads": default_threads(), "queues": 1, "cpus": "any", "busy_poll_us": 0}
     assert threads_of(one) >= ({"both_ways"} if loops["threads"] == 1 else {"tun_to_udp", "udp_to_tun"})
 
 
@@ -305,9 +306,54 @@ def test_nodes_of_different_options_understand_each_other(cluster: list[Daemon])
     restart(one, "--threads=2", "--no-tun-offload", "--no-udp-segment", "--no-udp-gro")
     restart(two, "--threads=1", f"--cpus={cpu}", "--busy-poll=50")
     assert {line["state"] for line in one.status()["offloads"]} == {"off"}
-    assert two.status()["loops"] == {"threads": 1, "cpus": f"{cpu}", "busy_poll_us": 50}
+    assert two.status()["loops"] == {"threads": 1, "queues": 1, "cpus": f"{cpu}", "busy_poll_us": 50}
     assert threads_of(one) >= {"tun_to_udp", "udp_to_tun"}
     assert "both_ways" in threads_of(two)
+    wait_until(lambda: reached(one, two) and reached(two, one), "pods reach each other again")
+
+
+def queues_of(daemon: Daemon) -> tuple[int, int, int]:
+    """Queues of the device, queues asked for, queues that loops run for."""
+    device, = daemon.status()["devices"]
+    return device["queues"], device["queues_asked"], daemon.status()["loops"]["queues"]
+
+
+def test_several_queues_under_a_daemon(cluster: list[Daemon], tmp_path: Path, registry: str) -> None:
+    """They carry packets, are told of, come back with the device; another daemon is kept out; the end is quick."""
+    require_steering()
+    one, two = cluster
+    for daemon in cluster:
+        restart(daemon, "--queues=4", "--threads=1")
+    wait_until(lambda: reached(one, two) and reached(two, one), "pods reach each other again")
+    assert threads_of(one) >= {f"both_ways/{number}" for number in range(4)}
+    delete_device(one)
+    wait_until(lambda: reached(one, two) and reached(two, one), "pods reach each other again")
+    assert queues_of(one) == (4, 4, 4)
+    assert len(one.status()["queues"]) == 4
+    assert one.status()["warnings"] == []
+    assert "UDP port 8285 of 192.0.2.1 is in use" in refused(cluster, tmp_path, registry, "c", "--queues=4")
+    before = time.monotonic()
+    assert one.end(signal.SIGTERM) == 0
+    assert time.monotonic() - before < 1
+
+
+WITHOUT_BPF = ("setpriv", "--bounding-set", "-bpf,-sys_admin", "--inh-caps", "-bpf,-sys_admin")
+
+
+def test_queues_without_the_right_to_steer_are_one_and_that_is_said(cluster: list[Daemon]) -> None:
+    require_bpf_asks_for_rights()
+    one, two = cluster
+    one.end(signal.SIGTERM)
+    one.argv += ["--queues=4"]
+    with (one.home / "log").open("a") as log:
+        one.process = one.node.start(*WITHOUT_BPF, sys.executable, *one.argv, output=log)
+    wait_until(one.ready, "it is ready again")
+    line, = (line for line in one.log().splitlines() if "one queue" in line)
+    assert "level=warning" in line
+    assert "one queue instead of 4, or the kernel would reorder flows: the kernel does not take the steering" in line
+    assert "--cap-add BPF" in line
+    assert queues_of(one) == (1, 4, 1)
+    assert "one queue instead of 4" in str(one.status()["warnings"])
     wait_until(lambda: reached(one, two) and reached(two, one), "pods reach each other again")
 
 

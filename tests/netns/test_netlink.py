@@ -12,7 +12,7 @@ import pytest
 
 from flannel_udp.errors import Fault, NetlinkError
 from flannel_udp.link import LinkEvent
-from flannel_udp.netlink import LinkMonitor, Links
+from flannel_udp.netlink import ROUTE_PROTOCOL, LinkMonitor, Links
 
 from ..conftest import DEADLINE
 from .topology import Node, Topology
@@ -194,7 +194,41 @@ def test_monitor_tells_of_routes_of_the_main_table(node: Node, watched: Watched)
             "route add 10.9.0.0/16 dev br0", "route del 10.9.0.0/16 dev br0")
     index = watched.expect("link", "br0").index
     for _ in ("comes", "goes"):
-        assert watched.expect("route") == LinkEvent("route", index, network=IPv4Network("10.9.0.0/16"))
+        event = watched.expect("route")
+        while event.network and event.network.version == 6:  # of br0's link-local address
+            event = watched.expect("route")
+        assert event == LinkEvent("route", index, network=IPv4Network("10.9.0.0/16"))
+    node.ip("route add fd00:9::/64 dev br0")
+    while watched.expect("route").network != IPv6Network("fd00:9::/64"):
+        pass
+
+
+@pytest.mark.parametrize("subnet", ["10.9.1.0/24", "fd00:9:0:1::/64"])
+def test_blackhole_gives_way_to_a_bridges_route(node: Node, subnet: str) -> None:
+    network = ip_network(subnet)
+    with Links() as links:
+        assert links.add_blackhole(network)
+        assert not links.add_blackhole(network)
+        assert [(route.network, route.blackhole) for route in links.our_routes(network.version)] == [(network, True)]
+        assert links.route_to(network[5]) is None
+        node.ip("link add br0 type bridge", "link set br0 up", f"addr add {network[1]}/{network.prefixlen} dev br0")
+        found = links.route_to(network[5])
+        assert found is not None
+        assert (found.index, found.blackhole) == (links.link("br0").index, False)  # type: ignore[union-attr]
+        assert links.delete_blackhole(network)
+        assert not links.delete_blackhole(network)
+
+
+def test_routes_of_ours_are_known_by_their_protocol(node: Node) -> None:
+    overlay = ip_network("10.9.0.0/16")
+    with Links() as links:
+        eth0 = links.link("eth0")
+        assert eth0
+        node.ip("route add 10.8.0.0/16 dev eth0")
+        links.add_route(overlay, eth0.index)
+        assert [(route.network, route.protocol) for route in links.our_routes()] == [(overlay, ROUTE_PROTOCOL)]
+        assert [route.protocol for route in links.routes() if route.network == ip_network("10.8.0.0/16")] == [3]
+    assert shown(node, "route", "show", "proto", f"{ROUTE_PROTOCOL}")[0]["dst"] == "10.9.0.0/16"
 
 
 def test_leaving_a_bridge_is_not_being_deleted(node: Node, watched: Watched) -> None:

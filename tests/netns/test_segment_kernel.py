@@ -85,13 +85,15 @@ def divider() -> Iterator[Divider]:
 FLOWS = [
     BULK4, BULK6, UDP4, UDP6,
     *(replace(flow, flags=flags)
-      for flow in (BULK4, BULK6) for flags in ("FPA", "PA", "FA", "CA", "CEA", "CEFPA", "EA")),
+      for flow in (BULK4, BULK6) for flags in ("FPA", "PA", "FA", "CA", "CEA", "CEFPA", "EA", "NA", "NCEFPA", "UPA")),
     replace(BULK4, ident=0xFFFE), replace(UDP4, ident=0xFFFE), replace(BULK4, ident=0, dont_fragment=False),
     replace(UDP4, ident=77, dont_fragment=False), replace(BULK4, sequence=0xFFFFFF00),
     replace(BULK6, sequence=0xFFFFFF00), replace(BULK4, tos=0x9A), replace(BULK6, tos=0x9A, label=0x12345),
     replace(BULK4, options=TIMESTAMPS), replace(BULK6, options=TIMESTAMPS),
     replace(BULK4, options=(*TIMESTAMPS, ("NOP", None), ("NOP", None), ("SAck", (1, 2, 3, 4)))),
     replace(BULK4, ttl=2), replace(BULK6, ttl=2), replace(UDP4, tos=0x03), replace(BULK6, extension=True),
+    replace(UDP6, tos=0x9A, label=0x12345), replace(UDP6, ttl=2), replace(BULK4, urgent=7, flags="UA"),
+    replace(BULK4, ip_options=b"\x01\x01\x01\x00"), replace(UDP4, ip_options=b"\x01\x01\x01\x00"),
 ]
 
 

@@ -1,6 +1,7 @@
 """The traps of such a data path, one test each, by number; 1 and 2 belong to VXLAN. What a room's tests hold already is
 called from here, so that no trap is without its name."""
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from flannel_udp._dataplane import UDP_PORT
 
 from ..conftest import DEADLINE, require_tun, wait_until
-from ..dataplane import test_coalesce, test_segment, test_send
+from ..dataplane import test_coalesce, test_receive, test_refusals, test_segment, test_send
 from ..dataplane.super_packets import ALL, BULK4, NAMES, UDP4, UDP6, Flow, text
 from .agent import Agent, subnet_of
 from .test_transfers import Sequenced, checksum_errors, segments_per_message
@@ -126,10 +127,16 @@ def test_trap_09_what_is_out_of_the_ordinary_stays_verbatim_and_in_order() -> No
 
 
 def test_trap_10_refused_sends_lose_no_tail() -> None:
+    """By a real kernel and by one that is spoken for; each errno at any place: test_refusals.py, here and there."""
     test_send.test_no_checksums_no_segment()
     test_send.test_what_is_forbidden_is_counted_each()
     test_send.test_a_peer_that_cannot_be_sent_to_takes_nothing_from_the_others()
     test_send.test_a_full_buffer_drops_only_after_a_wait()
+    test_send.test_udp_lite_is_not_cut_by_the_kernel()
+    test_refusals.test_messages_of_63_and_then_none()
+    for place in (0, 5, 10):
+        test_refusals.test_one_that_is_too_big_is_answered_with_what_fits(True, place)
+        test_refusals.test_a_datagram_that_is_refused_takes_none_with_it(errno.ENOBUFS, place)
 
 
 def test_trap_11_a_path_mtu_that_shrinks(pair: MakePair) -> None:
@@ -167,6 +174,14 @@ def test_trap_12_forwarded_super_packets_arrive_whole(pair: MakePair) -> None:
     assert counters.packets / counters.events["frames"] > 5, "segments in a frame of the TUN"
 
 
+@pytest.mark.parametrize("gro", [True, False], ids=["gro", "singles"])
+def test_trap_13_what_is_cut_off_is_not_passed_on(gro: bool) -> None:
+    test_receive.test_any_sizes_beside_one_another(gro)
+    for flag in (test_receive.MSG_TRUNC, test_receive.MSG_CTRUNC):
+        test_receive.test_what_is_cut_off_is_counted_and_not_passed_on(gro, flag)
+    test_receive.test_a_message_without_its_size_counts_as_one()
+
+
 @pytest.mark.parametrize("size", [65507, 65506, 60000])
 def test_trap_13_nothing_is_cut_off(pair: MakePair, size: int) -> None:
     """The largest datagram that there is, as one packet, through both; and back out of the far TUN whole."""
@@ -188,7 +203,7 @@ def test_trap_13_nothing_is_cut_off(pair: MakePair, size: int) -> None:
 
 def test_trap_14_starts_and_stops_under_load(pair: MakePair) -> None:
     """Loops that hold pieces of a frame end within a second and begin anew; the table changes meanwhile. A thousand
-    times, and for leaks: test_worker.py."""
+    times, and for leaks: test_worker.py; under the thread sanitizer: make races."""
     one, two = pair()
     with one.node.entered():
         sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

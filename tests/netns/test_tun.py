@@ -65,7 +65,7 @@ def shown(node: Node, *words: str) -> list[dict[str, Any]]:
 
 def read(tun: Tun) -> bytes:
     """The next packet, without what stands before it."""
-    return os.read(tun.fd, VNET_HDR + 65535)[VNET_HDR if tun.vnet else 0:]
+    return os.read(tun.fds[0], VNET_HDR + 65535)[VNET_HDR if tun.vnet else 0:]
 
 
 def test_device_is_as_flannel_makes_it(node: Node, links: Links) -> None:
@@ -86,11 +86,11 @@ def test_device_is_as_flannel_makes_it(node: Node, links: Links) -> None:
 
 def test_descriptor_suits_the_data_plane(links: Links) -> None:
     with opened(links) as tun:
-        assert not os.get_blocking(tun.fd)
-        assert not os.get_inheritable(tun.fd)
+        assert not os.get_blocking(tun.fds[0])
+        assert not os.get_inheritable(tun.fds[0])
         with pytest.raises(BlockingIOError):
-            os.read(tun.fd, 2048)
-    assert tun.fd == -1
+            os.read(tun.fds[0], 2048)
+    assert tun.fds == [-1]
     tun.close()
 
 
@@ -106,8 +106,8 @@ def test_own_source_is_accepted(links: Links) -> None:
     """An ICMP error from our own address, written into the device, reaches the socket that is concerned."""
     with opened(links) as tun:
         ping = subprocess.Popen(["ping", "-n", "-c", "1", "-W", "5", "10.5.9.9"], stdout=subprocess.PIPE, text=True)
-        assert select.select([tun.fd], [], [], 5)[0]
-        os.write(tun.fd, bytes(VNET_HDR) + unreachable(read(tun)))
+        assert select.select([tun.fds[0]], [], [], 5)[0]
+        os.write(tun.fds[0], bytes(VNET_HDR) + unreachable(read(tun)))
         assert "Net Unreachable" in ping.communicate(timeout=10)[0]
 
 
@@ -132,7 +132,7 @@ def test_kernel_itself_says_nothing_into_an_ipv4_device(links: Links) -> None:
     with opened(links) as tun:
         time.sleep(2)  # what must not come can only be waited for
         with pytest.raises(BlockingIOError):
-            os.read(tun.fd, 2048)
+            os.read(tun.fds[0], 2048)
 
 
 def test_ipv6_device(node: Node, links: Links) -> None:
@@ -203,7 +203,7 @@ def frames_of_a_large_message(tun: Tun) -> list[bytes]:
     frames = []
     with contextlib.suppress(BlockingIOError):
         while True:
-            frames.append(os.read(tun.fd, VNET_HDR + 65535))
+            frames.append(os.read(tun.fds[0], VNET_HDR + 65535))
     return frames
 
 

@@ -4,7 +4,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -18,6 +18,7 @@ from flannel_udp.offload import Granted, Refusal
 from flannel_udp.options import NodeOptions
 from flannel_udp.underlay import (
     find_external_interface,
+    open_beside,
     open_path_socket,
     open_underlay_socket,
     open_underlay_sockets,
@@ -153,6 +154,58 @@ def test_port_in_use_is_said_with_who_may_have_it(node: Node) -> None:
             open_underlay_socket(node.address, 8285)
         with open_underlay_socket(node.address, 8286):
             pass
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_sockets_of_several_queues_share_a_port_and_nobody_else_gets_it(node: Node, version: int) -> None:
+    """No second daemon of this user, though the sockets share; and the more there are, each as the first one is."""
+    address = node.address if version == 4 else node.address6
+    with node.entered(), ExitStack() as stack:
+        first = stack.enter_context(closing(open_underlay_sockets(address, 8285)))
+        others = [stack.enter_context(closing(other)) for other in open_beside(first, 3)]
+        sockets = (first, *others)
+        assert {one.street.getsockname()[:2] for one in sockets} == {(str(address), 8285)}
+        assert {one.granted for one in sockets} == {Granted(("udp_segment", "udp_gro"))}
+        assert {one.street.getsockopt(socket.IPPROTO_UDP, UDP_GRO) for one in others} == {1}
+        for _ in range(2):
+            with pytest.raises(UnderlayError, match=f"UDP port 8285 of {address} is in use"):
+                open_underlay_sockets(address, 8285)
+            first.close()  # nor while any of them is open
+    with node.entered(), open_underlay_socket(address, 8285):
+        pass
+
+
+def test_sockets_beside_the_first_have_no_offload_that_it_has_not(node: Node) -> None:
+    with node.entered(), closing(open_underlay_sockets(node.address, 8285, gro=False, segment=False)) as first:
+        other, = open_beside(first, 1)
+        with closing(other):
+            assert other.granted == Granted()
+            assert other.street.getsockopt(socket.IPPROTO_UDP, UDP_GRO) == 0
+
+
+def test_one_queue_leaves_its_socket_as_it_is(node: Node) -> None:
+    with node.entered(), closing(open_underlay_sockets(node.address, 8285)) as first:
+        assert open_beside(first, 0) == []
+        assert first.street.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
+
+
+def test_all_sockets_beside_the_first_or_none(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = underlay.open_path_socket
+    made: list[Socket] = []
+
+    def but_three(address: IPv4Address) -> socket.socket:
+        if len(made) == 3:
+            raise UnderlayError("no more ports")
+        made.append(real(address))
+        return made[-1]
+
+    monkeypatch.setattr(underlay, "open_path_socket", but_three)
+    with node.entered():
+        with closing(open_underlay_sockets(node.address, 8285)) as first:
+            with pytest.raises(UnderlayError, match="no more ports"):
+                open_beside(first, 3)
+            assert [one.fileno() for one in made[1:]] == [-1, -1]
+        open_underlay_socket(node.address, 8285).close()
 
 
 def test_vanished_address_is_said(node: Node) -> None:

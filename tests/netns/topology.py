@@ -150,6 +150,8 @@ class Topology:
 
     def __init__(self, nodes: int, mtu: int = 1500) -> None:
         self.nodes: list[Node] = []
+        self.others: list[Place] = []
+        """Further places that close with it."""
         self.underlay = Place("underlay")
         self.underlay.ip("link add underlay type bridge", "link set underlay up")
         for number in range(1, nodes + 1):
@@ -166,5 +168,5 @@ class Topology:
 
     def close(self) -> None:
         """Kill what was started, let go of all namespaces."""
-        for place in (*self.nodes, self.underlay):
+        for place in (*self.nodes, *self.others, self.underlay):
             place.close()
