@@ -25,8 +25,9 @@ from flannel_udp.underlay import open_beside
 from ..conftest import DEADLINE, require_steering, wait_until
 from .agent import Agent, subnet_of
 from .test_forwarder_loops import named_by_the_kernel, rested, threads_of, voluntary_switches
-from .test_transfers import LONG, RUN, Sequenced, checksum_errors, drops_of, transfer, tun_drops
+from .test_transfers import LONG, RUN, Sequenced, checksum_errors, drops_of, tun_drops
 from .topology import Topology
+from .transfer import transfer
 
 MakePair: TypeAlias = Callable[..., tuple[Agent, Agent]]
 QUEUES = [2, 4]
@@ -68,8 +69,8 @@ def test_tcp_both_ways_in_many_flows(pair: MakePair, queues: int, threads: int, 
     one, two = pair(queues, family, Loops(threads))
     size = (256 if LONG else 32) << 20
     with ThreadPoolExecutor(2 * FLOWS) as pool:
-        done = [pool.submit(transfer, *ends, size // FLOWS, salt) for salt in range(FLOWS)
-                for ends in ((one, two), (two, one))]
+        done = [pool.submit(transfer, client.node, server.node, server.tunnel, size // FLOWS, salt)
+                for salt in range(FLOWS) for client, server in ((one, two), (two, one))]
     for flow in done:
         flow.result()
     for agent in (one, two):
@@ -284,6 +285,6 @@ def test_a_node_of_one_queue_and_one_of_four_understand_each_other(topology: Cal
     one.knows(two)
     two.knows(one)
     with contextlib.closing(one), contextlib.closing(two):
-        transfer(one, two, 4 << 20)
-        transfer(two, one, 4 << 20)
+        transfer(one.node, two.node, two.tunnel, 4 << 20)
+        transfer(two.node, one.node, one.tunnel, 4 << 20)
         assert (len(shares(one, "in")), len(shares(two, "in"))) == (1, 4)

@@ -17,8 +17,8 @@ from flannel_udp._dataplane import UDP_PORT
 from ..conftest import DEADLINE, require_commands, require_tun, wait_until
 from ..dataplane.super_packets import text
 from .agent import Agent
-from .test_transfers import transfer
 from .topology import Topology
+from .transfer import transfer
 
 UDP_SEGMENT, IP_RECVERR, SO_NO_CHECK = 103, 11, 11  # linux/udp.h, linux/in.h, asm-generic/socket.h
 IP_MTU_DISCOVER, PMTUDISC_DO = 10, 2  # linux/in.h
@@ -161,12 +161,12 @@ def test_emsgsize_of_an_mtu_that_is_lowered(burst: MakeBurst, off: tuple[str, ..
     with pytest.raises(OSError, match="Message too long"):  # the answer is here: this kernel knows the path now
         wait_until(lambda: sent.sender.sendto(bytes(SIZE), sent.sink.getsockname()) < 0, "the answer is known", 5)
     given = dict(one.outcomes("out"))
-    transfer(one, two, 1 << 20)
+    transfer(one.node, two.node, two.tunnel, 1 << 20)
     assert one.outcomes("out").keys() == {"sent", "too_big"}
     assert one.outcomes("out")["sent"] - given["sent"] > 1000
     for agent in (one, two):
         agent.node.ip("link set eth0 mtu 1500")
-    transfer(one, two, 1 << 20)
+    transfer(one.node, two.node, two.tunnel, 1 << 20)
     assert one.forwarder.given_up() == {}
 
 
