@@ -49,7 +49,7 @@ sanitized: build/sanitized/.built  ## the data-plane tests under the address and
 
 # setarch: the sanitizer knows fewer places for memory than newer kernels choose from. Its report is the test's failure.
 races: all build/races/.built  ## loops and table under the thread sanitizer
-	PYTHONPATH=$(CURDIR)/build/races LD_PRELOAD=$$(gcc -print-file-name=libtsan.so) \
+	PYTHONPATH=$(CURDIR)/build/races FLANNEL_UDP_SANITIZED=$(CURDIR)/build/races LD_PRELOAD=$$(gcc -print-file-name=libtsan.so) \
 	TSAN_OPTIONS="suppressions=$(CURDIR)/tests/dataplane/races.txt history_size=7 exitcode=66" \
 	setarch -R $(PYTEST) -q --capture=sys --timeout=0 tests/dataplane/test_rcu.py tests/dataplane/test_worker.py \
 	tests/dataplane/test_send.py tests/dataplane/test_receive.py -k "not leak and not takes_no_memory"

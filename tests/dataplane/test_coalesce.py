@@ -57,6 +57,14 @@ def changed(packet: bytes, at: int, value: int) -> bytes:
     return bytes(data)
 
 
+def summed(flow: Flow, packet: bytes) -> bytes:
+    """The packet with the checksum that it ought to have, whatever else its transport header says."""
+    at = flow.transport() + (UDP_OFFSET if flow.protocol == "udp" else TCP_OFFSET)
+    bare = packet[:at] + b"\0\0" + packet[at + 2:]
+    total = naive_checksum(flow.pseudo(bare).to_bytes(2, "big") + bare[flow.transport():])
+    return packet[:at] + total + packet[at + 2:]
+
+
 @EVERY
 @pytest.mark.parametrize("length", [2000, 2001, 2999, 3000, 64000])
 def test_a_merged_frame_is_what_was_divided(flow: Flow, length: int) -> None:
@@ -199,6 +207,10 @@ def test_a_wrong_ipv4_header_checksum_is_not_laundered() -> None:
 def test_datagrams_without_a_checksum_stay_apart() -> None:
     bare = [changed(changed(packet, 26, 0), 27, 0) for packet in train(UDP4)]
     assert counts(bare) == [1, 1, 1]
+    # Also where a sum that is 0 would make the field look right.
+    field = UDP4.packet(b"\0\0abcd")[26:28]
+    bare = [one[:26] + b"\0\0" + one[28:] for one in UDP4.segments((field + b"abcd") * 3, 6)]
+    assert counts(bare) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("flow", [UDP4, UDP6], ids=["udp4", "udp6"])
@@ -215,6 +227,14 @@ def test_a_sum_of_zero_is_ffff_undone_and_divided(flow: Flow) -> None:
 def test_a_datagram_whose_length_is_not_the_packets_stays_alone() -> None:
     padded = [ipv4(payload=one[20:] + b"\0") for one in train(UDP4)]
     assert counts(padded) == [1, 1, 1]
+    # Also where the checksum is right for the packet's length.
+    assert counts([summed(UDP4, changed(one, 25, one[25] - 2)) for one in train(UDP4)]) == [1, 1, 1]
+
+
+def test_a_tcp_header_that_is_none_stays_alone() -> None:
+    """A data offset below five words, under a checksum that is right."""
+    for words in range(5):
+        assert counts([summed(BULK4, changed(one, 32, words << 4)) for one in train(BULK4)]) == [1, 1, 1]
 
 
 ALONE = [
@@ -223,7 +243,8 @@ ALONE = [
     ipv6(payload=b"\x06\0" + bytes(6 + SIZE), next_header=0), ipv6(payload=b"\x11\0" + bytes(6 + SIZE), next_header=44),
     ipv6(payload=b"", next_header=59), ipv4(payload=b"", protocol=6), ipv4(payload=b"\0" * 7, protocol=17),
     ipv4(payload=b"\0" * 19, protocol=6), ipv6(payload=b"\0" * 19, next_header=6), BULK4.packet(b""), BULK6.packet(b""),
-    UDP4.packet(b""), UDP6.packet(b""), changed(BULK4.packet(b"x"), 32, 0x40), changed(BULK4.packet(b"x"), 32, 0xF0),
+    replace(BULK4, options=TIMESTAMPS).packet(b""), UDP4.packet(b""), UDP6.packet(b""),
+    changed(BULK4.packet(b"x"), 32, 0x40), changed(BULK4.packet(b"x"), 32, 0xF0),
 ]
 
 

@@ -47,7 +47,7 @@ def numbered(count: int, size: int = 100) -> list[bytes]:
 
 
 @GRO
-@pytest.mark.parametrize("count", [1, 2, SLOTS - 1, SLOTS, SLOTS + 1, 3 * SLOTS, 200])
+@pytest.mark.parametrize("count", [1, 2, SLOTS - 1, SLOTS, SLOTS + 1, 200, 700])
 def test_what_is_queued_comes_whole_and_in_order(gro: bool, count: int) -> None:
     with queued(numbered(count), gro=gro) as rig:
         assert [rig.take() for _ in range(count)] == [hop(one) for one in numbered(count)]

@@ -220,7 +220,7 @@ class Sequenced:
     def complete(self) -> bool:
         """Whether all that was delivered is received, or was lost at the last socket."""
         received = sum(len(numbers) for numbers in self.seen.values())
-        return self.sink_agent.forwarder.counters()["in"].outcomes["delivered"] <= received + self.lost()
+        return self.sink_agent.forwarder.counters()["in"].outcomes["delivered"] == received + self.lost()
 
     def receive(self) -> None:
         while True:
