@@ -29,7 +29,7 @@ EVERYWHERE = IPv4Address(0)
 DEFAULT_RESYNC = 5.0
 
 
-# Our choice: a queue takes two loops with a megabyte each, and two of the 64 places for readers (src/rcu.pxd).
+# Our choice: a queue takes two loops with up to 4 MiB each, and two of the 64 places for readers (src/rcu.pxd).
 QUEUES_MOST = 16
 
 

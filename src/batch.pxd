@@ -38,7 +38,7 @@ cdef struct Packet:
     uint16_t message            # place of its sender among the batch's; udp_to_tun only
 
 cdef struct Batch:
-    uint8_t *arena              # ARENA bytes
+    uint8_t *arena              # ARENA bytes, or SLOTS of SLOT if that is more
     uint32_t cursor
     uint32_t count
     uint32_t messages
