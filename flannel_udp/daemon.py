@@ -119,8 +119,8 @@ class Daemon:
 
     def _start(self) -> None:
         self._stack.callback(self._manager.close)
-        self._stack.callback(self._release)
         self._stack.enter_context(sole_instance(self._options))
+        self._stack.callback(self._release)  # under the lock: the next daemon here would have the same lease
         self._open_probes()
         self._config = self._fetch_config()
         self._make_backend = backend_of(self._config)

@@ -93,7 +93,10 @@ class Host:
     def move(self, lease: Lease) -> None:
         """Go over to another lease."""
         self._lease = lease
-        self._reconcile()
+        try:
+            self._reconcile()
+        except NetlinkError as error:
+            self._problems.note("blackhole", str(error))
         self._look_at = 0.0
 
     def tick(self) -> None:

@@ -23,8 +23,10 @@ def run(*argv: str, text: str = "") -> str:
     if program is None:
         raise FirewallError(f"{argv[0]} is not installed")
     try:
-        done = subprocess.run([program, *argv[1:]], input=text, capture_output=True, text=True, timeout=DEADLINE,
-                              check=False, env={**os.environ, "LC_ALL": "C", "PATH": PATH})
+        # The comments of others' rules may hold any bytes.
+        done = subprocess.run([program, *argv[1:]], input=text, capture_output=True, encoding="utf-8",
+                              errors="backslashreplace", timeout=DEADLINE, check=False,
+                              env={**os.environ, "LC_ALL": "C", "PATH": PATH})
     except subprocess.TimeoutExpired:
         raise FirewallError(f"{' '.join(argv)} did not end within {DEADLINE:.0f} s") from None
     except OSError as error:

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from flannel_udp import logs
-from flannel_udp.errors import RegistryRefused, RegistryUnavailable
+from flannel_udp.errors import RegistryRefused, RegistryUnavailable, UsageError
 from flannel_udp.registry.etcd_endpoint import EtcdEndpoint, TlsFiles
 from flannel_udp.registry.etcd_shim import grpc, rpc
 
@@ -117,7 +117,11 @@ class EtcdClient:
         """Open a stream of watch responses at the current endpoint; failed() is to be told of its end."""
         endpoint = self._endpoints[self._current]
         stub = rpc.WatchStub(self._client(endpoint).channel)
-        return stub.Watch(requests, metadata=self._metadata(endpoint, self.timeout)), endpoint
+        metadata = self._metadata(endpoint, self.timeout)
+        try:
+            return stub.Watch(requests, metadata=metadata), endpoint
+        except ValueError:  # as in _call_once()
+            raise self._shut(endpoint) from None
 
     def failed(self, endpoint: EtcdEndpoint, error: grpc.RpcError) -> RegistryUnavailable:
         """Take note of a failed call: what it means to the caller. The next one goes elsewhere if that may help."""
@@ -177,7 +181,12 @@ class EtcdClient:
     def _client(self, endpoint: EtcdEndpoint) -> Any:  # noqa: ANN401 - etcd3 has no types
         if self.closed:
             raise RegistryUnavailable("etcd: closed")
-        return endpoint.client()
+        try:
+            return endpoint.client()
+        except UsageError as error:  # the TLS files are just being renewed; at the start they were read before
+            raise Unanswered({endpoint.url: str(error)}) from None
+        except OSError as error:
+            raise Unanswered({endpoint.url: f"{error.filename}: {error.strerror}"}) from None
 
     def _shut(self, endpoint: EtcdEndpoint) -> RegistryUnavailable:
         return RegistryUnavailable("etcd: closed") if self.closed else Unanswered({endpoint.url: "connection closed"})

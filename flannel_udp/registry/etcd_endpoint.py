@@ -115,6 +115,8 @@ class EtcdEndpoint:
             found = self._greet_tls() if self.tls else self._greet_plain()
         except socket.gaierror as error:
             found = f"the name cannot be resolved: {error.strerror}"
+        except UnicodeError:
+            found = "the name cannot be resolved: it is no host name"
         except TimeoutError:
             found = "no answer in time"
         except OSError as error:

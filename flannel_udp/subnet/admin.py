@@ -46,7 +46,8 @@ def reserve(registry: Registry, subnets: Subnets, wanted: LeaseAttrs) -> LeaseAt
 
 def release(registry: Registry, word: str) -> tuple[str, LeaseAttrs | None]:
     """Delete the lease or reservation of a subnet; its key, and whose it was (None: what stood there was no lease)."""
-    return _insist(lambda: _release(registry, word))
+    seen: list[LeaseAttrs | None] = []
+    return _insist(lambda: _release(registry, word, seen))
 
 
 def _reserve(registry: Registry, subnets: Subnets, wanted: LeaseAttrs) -> LeaseAttrs:
@@ -77,13 +78,18 @@ def _convert(registry: Registry, entry: Entry, wanted: LeaseAttrs) -> LeaseAttrs
     return wanted
 
 
-def _release(registry: Registry, word: str) -> tuple[str, LeaseAttrs | None]:
+def _release(registry: Registry, word: str, seen: list[LeaseAttrs | None]) -> tuple[str, LeaseAttrs | None]:
+    """Delete what stands there; a second try only what the first one `seen` found, not what an heir has put there."""
     entry = _find(registry.snapshot().entries, word)
-    registry.delete(entry.key, entry.revision)
     try:
-        return entry.key, decode_attrs(entry.value)
+        owner = decode_attrs(entry.value)
     except LeaseError:
-        return entry.key, None
+        owner = None
+    seen.append(owner)
+    if owner != seen[0]:
+        raise LeaseError(f"{entry.key} changed hands meanwhile, it is {_whose(entry.value)}: look, and try again")
+    registry.delete(entry.key, entry.revision)
+    return entry.key, owner
 
 
 def _find(entries: Iterable[Entry], word: str) -> Entry:

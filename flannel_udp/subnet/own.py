@@ -16,7 +16,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from flannel_udp.errors import Conflict, LeaseError, RegistryUnavailable
+from flannel_udp.errors import Conflict, LeaseError, RegistryRefused, RegistryUnavailable
 from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_attrs, encode_attrs, parse_subnet_key, subnet_key
 from flannel_udp.registry import UNTOLD, Entry
 from flannel_udp.subnet import OwnLeaseChanged, OwnLeaseLost, SubnetEvent, Trouble
@@ -149,10 +149,10 @@ class OwnLease:
             self._forget()
             heir = event.lease.attrs.public_ip or event.lease.attrs.public_ipv6
             return [OwnLeaseLost(f"lease {self.key} belongs to {heir} now")]
-        self._keep(replace(event.lease, attrs=own.attrs))
+        kept = self._keep(replace(event.lease, attrs=own.attrs))
         address = own.attrs.public_ip or own.attrs.public_ipv6
         shared = f"{self.key} was written by another hand: an administrator's, or a second node's at {address}"
-        return [Trouble("own-lease-shared", shared), OwnLeaseChanged(event.lease)]
+        return [Trouble("own-lease-shared", shared), OwnLeaseChanged(replace(event.lease, expiry=kept.expiry))]
 
     def as_peer(self, event: LeaseEvent) -> LeaseEvent:
         """What an event means to the table of peers: nothing of this node's own is a peer."""
@@ -191,6 +191,8 @@ class OwnLease:
         ttl = None if entry.expiry is None else self._ttl
         try:
             written = self._registry.update(entry.key, encode_attrs(attrs), ttl, entry.revision)
+        except RegistryRefused:  # this one was answered
+            raise
         except RegistryUnavailable:
             self._unanswered = attrs
             raise

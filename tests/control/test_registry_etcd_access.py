@@ -68,6 +68,8 @@ def test_every_endpoint_that_failed_is_named_with_its_reason(plain: Cluster) -> 
     said = complaint(plain.options(endpoints=(NOBODY, Endpoint("nowhere.invalid", 2379, False))))
     assert re.fullmatch("etcd: http://127.0.0.1:1: connection refused; "
                         "http://nowhere.invalid:2379: the name cannot be resolved: .*", said)
+    said = complaint(plain.options(endpoints=(Endpoint("a..b", 2379, False),)))
+    assert said == "etcd: http://a..b:2379: the name cannot be resolved: it is no host name"
 
 
 def test_trap_12_a_frozen_server_holds_no_call_longer_than_its_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -213,7 +214,9 @@ def test_a_write_whose_answer_got_lost_is_not_taken_for_another_hands(world: Wor
     assert "own-lease-shared" not in [event.cause for event in events.seen if isinstance(event, Trouble)]
     # The next write by another hand is one.
     world.overwrite(lease.key, encode_attrs(manager.update(attrs("7.7.7.7")).attrs), ttl and 100.0)
-    assert events.next(OwnLeaseChanged).lease.key == lease.key
+    changed = events.next(OwnLeaseChanged).lease
+    assert changed.key == lease.key
+    assert changed.expiry is None if ttl is None else 0 < (changed.expiry or 0) < math.inf, "etcd's events tell none"
 
 
 def test_leases_deleted_with_the_own_one_stand_for_a_while(world: World) -> None:
