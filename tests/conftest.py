@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-from flannel_udp import steering
+from flannel_udp import logs, steering
 from flannel_udp.errors import TunError
 from flannel_udp.lab import namespace
 
@@ -24,6 +24,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 DEADLINE = 30.0
 """Seconds after which something that ought to happen is held not to happen: generous, for nothing waits it out."""
+
+
+@pytest.fixture(autouse=True)
+def _log_as_at_first() -> None:
+    """Begin each test with the log of a new process: what one test made it tell is no matter of the next one."""
+    logs.configure(0)
 
 
 def require(condition: object, missing: str) -> None:
