@@ -54,13 +54,14 @@ class Tree:
         (self.place / file).write_text(text.replace(old, new))
         return text
 
-    def build(self, module: str) -> None:
+    def build(self, module: str, *, sanitized: bool) -> None:
         made = self.place / f"{module}.c"
         directives = [word for one in DIRECTIVES for word in ("-X", one)]
         self.command("build", sys.executable, "-m", "cython", "-I", "src", *directives, "--module-name",
                      f"flannel_udp.{module}", f"src/{SOURCES[module]}.pyx", "-o", str(made))
         includes = {sysconfig.get_path(name) for name in ("include", "platinclude")}
         self.command("build", "gcc", "-shared", "-fPIC", "-std=gnu11", "-fno-strict-aliasing", "-O0", "-w",
+                     *(["-fsanitize=address"] if sanitized else []),
                      *(f"-I{one}" for one in includes), str(made), "-o", str(self.module(module)))
 
     def command(self, what: str, *argv: str) -> None:
@@ -68,9 +69,12 @@ class Tree:
         if done.returncode:
             raise Fault(f"{what}: {done.stdout}{done.stderr}"[-1000:])
 
-    def passes(self, *tests: str) -> bool:
+    def passes(self, *tests: str, sanitized: bool = False) -> bool:
         """Run tests; whether all of them passed."""
         environment = {**os.environ, "PYTHONPATH": str(self.place), "CI": "true"}
+        if sanitized:
+            library = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+            environment |= {"LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
         argv = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--timeout={TIMEOUT}",
                 *tests]
         try:
@@ -88,8 +92,8 @@ class Tree:
         before = self.change(file, mutation.old, mutation.new)
         try:
             if mutation.module:
-                self.build(mutation.module)
-            return not self.passes(*shlex.split(mutation.test))
+                self.build(mutation.module, sanitized=mutation.sanitized)
+            return not self.passes(*shlex.split(mutation.test), sanitized=mutation.sanitized)
         finally:
             (self.place / file).write_text(before)
             if mutation.module:
