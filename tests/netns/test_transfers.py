@@ -187,6 +187,8 @@ class Sequenced:
 
     def __init__(self, source: Agent, sink: Agent) -> None:
         self.source, self.family = source, source.family
+        # While the kernel asks for a neighbour, packets wait; with the answer, one of another CPU may overtake them.
+        assert source.node.ping(sink.address).returncode == 0
         with sink.node.entered():
             self.sink = socket.socket(family_of(sink.tunnel), socket.SOCK_DGRAM)
         self.sink_agent = sink
