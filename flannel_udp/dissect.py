@@ -86,7 +86,8 @@ class _Dissection:
         readers: dict[str, Callable[[int, int], Step | None]] = {
             "ethernet": self._ethernet, "ip": self._ip, "arp": self._arp, "ipv4": self._ipv4, "ipv6": self._ipv6,
             "extension": self._extension, "fragment": self._fragment, "icmp": self._icmp, "icmpv6": self._icmpv6,
-            "tcp": self._tcp, "udp": self._udp, "vxlan": self._vxlan, "flannel": self._flannel, "data": self._rest,
+            "option": self._option, "tcp": self._tcp, "udp": self._udp, "vxlan": self._vxlan, "flannel": self._flannel,
+            "data": self._rest,
         }  # fmt: skip
         step: Step | None = (first, 0, len(self.packet))
         while step:  # no recursion: a hostile packet may nest deeper than Python's stack
@@ -154,16 +155,17 @@ class _Dissection:
         if values is None:
             return None
         inside = start + headers.ETHERNET.size
-        self._add(headers.ETHERNET.name, start, inside, headers.ETHERNET.show(values, start))
+        tagged = self.depth > 0 and values["type"] == 0x8100
+        remark = "a tag does not belong into a tunnel: RFC 7348, 6.1, has this dropped" if tagged else ""
+        self._add(headers.ETHERNET.name, start, inside, headers.ETHERNET.show(values, start), remark)
         return {0x0800: "ipv4", 0x0806: "arp", 0x86DD: "ipv6"}.get(values["type"], "data"), inside, end
 
     def _arp(self, start: int, end: int) -> Step | None:
         values = self._read(headers.ARP, start, end)
         if values is None:
             return None
-        known = (values["hardware size"], values["protocol size"]) == (6, 4)
         inside = start + headers.ARP.size
-        self._add(headers.ARP.name, start, inside, headers.ARP.show(values, start), "" if known else "unusual sizes")
+        self._add(headers.ARP.name, start, inside, headers.ARP.show(values, start), headers.arp_fault(values))
         self._trim(inside, end)
         return None
 
@@ -271,10 +273,21 @@ class _Dissection:
             inside += len(octets)
         self._add(icmp.name, start, inside, fields, remark)
         if not error or inside >= end:
-            return "data", inside, end
+            return "option" if own is headers.NEIGHBOUR else "data", inside, end
         self.depth += 1
         self._add("quoted, the packet that this is about", inside, inside)
         return "ip", inside, end
+
+    def _option(self, start: int, end: int) -> Step | None:
+        """The link-layer address that follows a neighbour's; other options are data."""
+        if self.packet[start : min(end, start + 2)] not in (b"\1\1", b"\2\1"):
+            return "data", start, end
+        values = self._read(headers.NEIGHBOUR_MAC, start, end)
+        if values is None:
+            return None
+        inside = start + headers.NEIGHBOUR_MAC.size
+        self._add(headers.NEIGHBOUR_MAC.name, start, inside, headers.NEIGHBOUR_MAC.show(values, start))
+        return "option", inside, end
 
     def _tcp(self, start: int, end: int) -> Step | None:
         values = self._read(headers.TCP, start, end)
@@ -299,6 +312,8 @@ class _Dissection:
         if behind < inside or (self.whole and behind > end):
             return self._stop(start, end, "no UDP header: its length is impossible")
         verdict = f"{0:#06x} (none)"
+        if not values["checksum"] and len(self.pseudo) > 9:
+            verdict = f"{0:#06x} (none: receivers of IPv6 drop this unless told otherwise, RFC 6935)"
         if values["checksum"]:
             place = start + headers.UDP.offset("checksum")
             verdict = self._judge_transport(values["checksum"], place, start, min(behind, end))
@@ -313,7 +328,7 @@ class _Dissection:
         if values is None:
             return None
         inside = start + headers.VXLAN.size
-        self._add(headers.VXLAN.name, start, inside, headers.VXLAN.show(values, start))
+        self._add(headers.VXLAN.name, start, inside, headers.VXLAN.show(values, start), headers.vxlan_fault(values))
         self.depth += 1
         return "ethernet", inside, end
 

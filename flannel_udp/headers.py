@@ -79,7 +79,11 @@ def _words(value: int) -> str:
 
 
 def _mac(value: int) -> str:
-    return value.to_bytes(6, "big").hex(":")
+    """A MAC; the lowest bit of its first octet says that it names a group (IEEE 802, 8.2)."""
+    written = value.to_bytes(6, "big").hex(":")
+    if value == (1 << 48) - 1:
+        return f"{written} (broadcast)"
+    return f"{written} (multicast)" if value >> 40 & 1 else written
 
 
 def _ipv4(value: int) -> str:
@@ -169,13 +173,42 @@ NEXT_HOP_MTU = Header("fragmentation needed", ("unused", 16, str), ("next-hop MT
 GATEWAY = Header("redirect", ("gateway", 32, _ipv4))
 MTU = Header("packet too big", ("MTU", 32, _octets))
 UNUSED = Header("error", ("unused", 32, str))
-NEIGHBOUR = Header("neighbour", ("flags", 32, "{:#010x}".format), ("target", 128, _ipv6))
+NEIGHBOUR = Header(
+    "neighbour", ("flags", 3, _flags("router", "solicited", "override")), ("reserved", 29, str), ("target", 128, _ipv6)
+)
+NEIGHBOUR_MAC = Header(  # RFC 4861, 4.6.1
+    "option", ("type", 8, named({1: "source link-layer address", 2: "target link-layer address"})),
+    ("length", 8, lambda value: _octets(8 * value)), ("MAC", 48, _mac),
+)  # fmt: skip
 ICMP_OWN = {0: ECHO, 3: UNUSED, 4: UNUSED, 5: GATEWAY, 8: ECHO, 11: UNUSED, 12: UNUSED}
 """What follows the checksum, by ICMP type."""
 ICMPV6_OWN = {
     1: UNUSED, 2: MTU, 3: UNUSED, 4: UNUSED, 128: ECHO, 129: ECHO, 135: NEIGHBOUR, 136: NEIGHBOUR,
 }  # fmt: skip
-VXLAN = Header(
-    "VXLAN", ("flags", 8, named({0x08: "VNI is valid"}, "#04x")), ("reserved", 24, str), ("VNI", 24, str),
-    ("reserved too", 8, str),
+VXLAN_I, VXLAN_G = 0x08, 0x80
+"""Of the flags: the VNI is valid (RFC 7348, 5); a group policy's id lies in the reserved field (a draft's, Linux's)."""
+VXLAN = Header(  # RFC 7348, 5
+    "VXLAN",
+    ("flags", 8, named({VXLAN_I: "I: the VNI is valid", VXLAN_I | VXLAN_G: "I and G: VNI and group policy"}, "#04x")),
+    ("reserved", 24, str), ("VNI", 24, str), ("reserved too", 8, str),
 )  # fmt: skip
+
+
+def arp_fault(values: Mapping[str, int]) -> str:
+    """What keeps an ARP message from being one of IPv4 over Ethernet (RFC 826); nothing if it is."""
+    wanted = {"hardware type": 1, "protocol type": 0x0800, "hardware size": 6, "protocol size": 4}
+    wrong = [name for name, value in wanted.items() if values[name] != value]
+    if wrong:
+        return f"not of IPv4 over Ethernet, by {' and '.join(wrong)}"
+    return "" if values["operation"] in (1, 2) else "neither request nor reply"
+
+
+def vxlan_fault(values: Mapping[str, int]) -> str:
+    """What is wrong with a VXLAN header, and what becomes of its packet (RFC 7348, 5; Linux's drivers/net/vxlan)."""
+    if not values["flags"] & VXLAN_I:
+        return "without the I flag there is no VNI: every receiver drops this"
+    if values["flags"] == VXLAN_I | VXLAN_G and not values["reserved too"]:
+        return "of group policy: a Linux device without gbp drops this"
+    if values["flags"] != VXLAN_I or values["reserved"] or values["reserved too"]:
+        return "reserved bits are set: to be ignored by RFC 7348, but Linux drops this"
+    return ""

@@ -2,6 +2,7 @@
 
 import random
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,13 +11,17 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
+    ICMPv6ND_NA,
     ICMPv6ND_NS,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptMTU,
+    ICMPv6NDOptSrcLLAddr,
     ICMPv6PacketTooBig,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
 )
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
@@ -26,6 +31,10 @@ PAYLOAD = bytes(range(32, 88))
 PING = IP(src="10.5.1.2", dst="10.5.2.2", ttl=63, id=0x1234, flags="DF") / ICMP(id=77, seq=1) / PAYLOAD
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 UNDERLAY = ETHER / IP(src="192.0.2.1", dst="192.0.2.2")
+UNDERLAY6 = ETHER / IPv6(src="2001:db8::1", dst="2001:db8::2")
+PING6 = IPv6(src="fd00:5:1::2", dst="fd00:5:2::2", hlim=63) / ICMPv6EchoRequest(id=7, seq=2, data=PAYLOAD)
+OURS, THEIRS = "02:11:22:33:44:55", "0a:66:77:88:99:aa"
+INNER = Ether(src=OURS, dst=THEIRS)
 
 
 def names(layers: list[Layer]) -> list[str]:
@@ -56,11 +65,86 @@ def test_the_same_on_another_port_is_data() -> None:
 
 
 @pytest.mark.parametrize("port", [8472, 4789])
-def test_vxlan(port: int) -> None:
-    layers = dissect(bytes(UNDERLAY / UDP(sport=5, dport=port) / VXLAN(flags=8, vni=42) / ETHER / PING), "ethernet")
-    assert names(layers) == ["Ethernet", "IPv4", "UDP", "VXLAN", "Ethernet", "IPv4", "ICMP", "data"]
-    assert layer(layers, "VXLAN")["VNI"] == "42"
-    assert layer(layers, "VXLAN")["flags"] == "0x08 (VNI is valid)"
+@pytest.mark.parametrize(
+    ("underlay", "outer", "ping", "inner", "icmp", "ethertype"),
+    [
+        (UNDERLAY, "IPv4", PING, "IPv4", "ICMP", "0x0800 (IPv4)"),
+        (UNDERLAY6, "IPv6", PING6, "IPv6", "ICMPv6", "0x86dd (IPv6)"),
+    ],
+)
+def test_vxlan_packet_is_undressed_field_by_field(
+    underlay: Packet, outer: str, ping: Packet, inner: str, icmp: str, ethertype: str, port: int
+) -> None:
+    octets = bytes(underlay / UDP(sport=50000, dport=port) / VXLAN(flags=8, vni=0x12345) / INNER / ping)
+    layers = dissect(octets, "ethernet")
+    assert names(layers) == ["Ethernet", outer, "UDP", "VXLAN", "Ethernet", inner, icmp, "data"]
+    assert [one.depth for one in layers] == [0, 0, 0, 0, 1, 1, 1, 1]
+    vxlan, start = layer(layers, "VXLAN"), len(underlay) + 8
+    assert [(field.name, field.value, field.offset - start, field.size) for field in vxlan.fields] == [
+        ("flags", "0x08 (I: the VNI is valid)", 0, 1), ("reserved", "0", 1, 3), ("VNI", "74565", 4, 3),
+        ("reserved too", "0", 7, 1),
+    ]  # fmt: skip
+    ethernet = layer(layers, "Ethernet", 1)
+    assert [(field.name, field.value, field.offset - start - 8) for field in ethernet.fields] == [
+        ("destination", THEIRS, 0), ("source", OURS, 6), ("type", ethertype, 12),
+    ]  # fmt: skip
+    assert layer(layers, "UDP")["checksum"].endswith("(right)")
+    assert layer(layers, icmp)["checksum"].endswith("(right)")
+    assert not any(one.remark for one in layers)
+
+
+def test_vxlan_on_the_port_of_the_configuration() -> None:
+    octets = bytes(UNDERLAY / UDP(sport=5, dport=8285) / VXLAN(flags=8, vni=1) / INNER / PING)
+    assert names(dissect(octets, "ethernet", udp_port=0, vxlan_ports={8285}))[3:5] == ["VXLAN", "Ethernet"]
+    assert names(dissect(octets, "ethernet"))[3] == "flannel udp"
+
+
+FAULTS = [
+    (VXLAN(flags=0, vni=1), "without the I flag there is no VNI: every receiver drops this"),
+    (VXLAN(flags=8, vni=1, reserved2=1), "reserved bits are set: to be ignored by RFC 7348, but Linux drops this"),
+    (VXLAN(flags=8, vni=1, reserved1=1), "reserved bits are set: to be ignored by RFC 7348, but Linux drops this"),
+    (VXLAN(flags=0x0C, vni=1), "reserved bits are set: to be ignored by RFC 7348, but Linux drops this"),
+    (VXLAN(flags=0x88, vni=1, gpid=7), "of group policy: a Linux device without gbp drops this"),
+]
+
+
+@pytest.mark.parametrize(("header", "remark"), FAULTS)
+def test_vxlan_header_that_receivers_drop_is_told_why(header: Packet, remark: str) -> None:
+    layers = dissect(bytes(UNDERLAY / UDP(dport=8472) / header / INNER / PING), "ethernet")
+    assert layer(layers, "VXLAN").remark == remark
+    assert names(layers)[-2:] == ["ICMP", "data"]
+
+
+def test_what_is_wrong_inside_vxlan_is_told() -> None:
+    vxlan = UNDERLAY / UDP(dport=8472) / VXLAN(flags=8, vni=1)
+    tagged = dissect(bytes(vxlan / INNER / Dot1Q(vlan=5) / PING), "ethernet")
+    assert "RFC 7348, 6.1" in layer(tagged, "Ethernet", 1).remark
+    short = dissect(bytes(UNDERLAY / UDP(dport=8472) / bytes(VXLAN(flags=8, vni=1))[:5]), "ethernet")
+    assert (short[-1].name, short[-1].remark) == ("VXLAN", "cut off: 5 of 8 bytes")
+    half = dissect(bytes(vxlan / bytes(INNER)[:9]), "ethernet")
+    assert (half[-1].name, half[-1].remark, half[-1]["destination"]) == ("Ethernet", "cut off: 9 of 14 bytes", THEIRS)
+    empty = dissect(bytes(vxlan / Ether(src=OURS, dst=THEIRS, type=0x0800)), "ethernet")
+    assert empty[-1].remark == "cut off: 0 of 20 bytes"
+    other = dissect(bytes(vxlan / Ether(src=OURS, dst=THEIRS, type=0x88CC) / PAYLOAD), "ethernet")
+    assert (other[-2]["type"], other[-1].name) == ("0x88cc", "data")
+
+
+def test_first_fragment_of_a_vxlan_packet_is_read_as_far_as_it_goes() -> None:
+    whole = IP(src="192.0.2.1", dst="192.0.2.2") / UDP(dport=8472) / VXLAN(flags=8, vni=1) / INNER / PING
+    layers = dissect(bytes(whole.fragment(fragsize=64)[0]))  # type: ignore[no-untyped-call]
+    assert names(layers) == ["IPv4", "UDP", "VXLAN", "Ethernet", "IPv4", "ICMP", "data"]
+    assert layer(layers, "IPv4", 1).remark.startswith("cut off")
+
+
+def test_datagram_without_checksum_is_a_fault_of_ipv6_only() -> None:
+    vxlan = UDP(sport=5, dport=8472, chksum=0) / VXLAN(flags=8, vni=1) / INNER
+    assert layer(dissect(bytes(UNDERLAY / vxlan / PING), "ethernet"), "UDP")["checksum"] == "0x0000 (none)"
+    assert "RFC 6935" in layer(dissect(bytes(UNDERLAY6 / vxlan / PING6), "ethernet"), "UDP")["checksum"]
+
+
+def test_macs_of_groups_are_named() -> None:
+    assert dissect(bytes(Ether(dst="ff:ff:ff:ff:ff:ff") / PING), "ethernet")[0]["destination"].endswith("(broadcast)")
+    assert dissect(bytes(Ether(dst="33:33:00:00:00:01") / PING6), "ethernet")[0]["destination"].endswith("(multicast)")
 
 
 def test_arp() -> None:
@@ -69,6 +153,34 @@ def test_arp() -> None:
     assert read["operation"].startswith("1 (request")
     assert (read["sender MAC"], read["sender address"]) == ("02:00:00:00:00:01", "192.0.2.1")
     assert read["target address"] == "192.0.2.2"
+    reply = dissect(bytes(UNDERLAY / UDP(dport=8472) / VXLAN(flags=8, vni=1) / INNER / ARP(op=2)), "ethernet")
+    assert (reply[-1].name, reply[-1]["operation"], reply[-1].depth) == ("ARP", "2 (reply)", 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({}, ""),
+        ({"op": 3}, "neither request nor reply"),
+        ({"hwtype": 6, "hwlen": 6}, "not of IPv4 over Ethernet, by hardware type"),
+        ({"ptype": 0x86DD, "plen": 16}, "not of IPv4 over Ethernet, by protocol type and protocol size"),
+        ({"hwlen": 8}, "not of IPv4 over Ethernet, by hardware size"),
+    ],
+)
+def test_arp_that_is_none_of_ipv4_is_told_why(fields: dict[str, Any], fault: str) -> None:
+    octets = bytes(ETHER / ARP(**fields)).ljust(14 + 28, b"\0")
+    assert layer(dissect(octets, "ethernet"), "ARP").remark == fault
+
+
+def test_neighbours_of_ipv6_tell_their_macs() -> None:
+    asked = IPv6(src="fe80::1", dst="ff02::1:ff00:2") / ICMPv6ND_NS(tgt="fd00::2") / ICMPv6NDOptSrcLLAddr(lladdr=OURS)
+    layers = dissect(bytes(asked))
+    assert (layers[-1]["type"], layers[-1]["MAC"]) == ("1 (source link-layer address)", OURS)
+    answer = IPv6(src="fd00::2", dst="fd00::1") / ICMPv6ND_NA(R=0, S=1, O=1, tgt="fd00::2")
+    layers = dissect(bytes(answer / ICMPv6NDOptDstLLAddr(lladdr=THEIRS)))
+    assert layer(layers, "ICMPv6")["flags"] == "override solicited"
+    assert (layers[-1]["type"], layers[-1]["MAC"]) == ("2 (target link-layer address)", THEIRS)
+    assert names(dissect(bytes(answer / ICMPv6NDOptMTU())))[-2:] == ["ICMPv6", "data"]
 
 
 def test_tcp_with_options() -> None:
@@ -215,6 +327,8 @@ SEEDS = [
     for packet in (
         UNDERLAY / UDP(dport=8285) / PING,
         UNDERLAY / UDP(dport=8472) / VXLAN() / ETHER / IPv6() / TCP(options=[("MSS", 9)]),
+        UNDERLAY6 / UDP(dport=8472) / VXLAN() / INNER / ARP(),
+        IP() / ETHER / IPv6() / ICMPv6ND_NS() / ICMPv6NDOptSrcLLAddr(),
         ETHER / IP() / ICMP(type=3, code=4) / PING,
         ETHER / IPv6() / IPv6ExtHdrDestOpt() / ICMPv6PacketTooBig() / IPv6() / UDP(dport=8285) / PING,
         ETHER / ARP(),
