@@ -10,10 +10,11 @@ import pytest
 
 from flannel_udp import firewall
 from flannel_udp.daemon import Daemon
-from flannel_udp.errors import FirewallError
+from flannel_udp.errors import FirewallError, InstanceError, NetlinkError
 from flannel_udp.firewall import Overlay, State, bridge_warning
 from flannel_udp.firewall.flannel import Leftover
-from flannel_udp.link import LinkEvent
+from flannel_udp.instance import sole_instance
+from flannel_udp.link import LinkEvent, Route
 from flannel_udp.subnet import OwnLeaseChanged
 from flannel_udp.subnet_env import SubnetEnv, write_subnet_env
 
@@ -90,6 +91,38 @@ def test_blackhole_is_kept_followed_and_taken_away(node: Node) -> None:
         node.manager.post(OwnLeaseChanged(lease("10.5.9.0/24")))
         wait_until(lambda: node.links.blackholes[1:] == [IPv4Network("10.5.9.0/24")], "it follows the lease")
     assert node.links.blackholes == [IPv4Network("10.99.1.0/24")]
+
+
+def test_netlink_that_fails_at_a_move_is_told_and_made_good(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    options(node, ip_blackhole_route=True, iptables_resync=0.01)
+
+    def refuse(_: int) -> list[Route]:
+        raise NetlinkError("the kernel has no memory")
+
+    with node.running():
+        with monkeypatch.context() as failing:
+            failing.setattr(node.links, "our_routes", refuse)
+            failing.setattr(node.links, "add_blackhole", refuse)
+            node.manager.post(OwnLeaseChanged(lease("10.5.9.0/24")))
+            wait_until(lambda: "the kernel has no memory" in warnings(node), "it is told, and the daemon goes on")
+        wait_until(lambda: not warnings(node), "the next look makes it good")
+        assert IPv4Network("10.5.9.0/24") in node.links.blackholes
+
+
+def test_lease_is_released_while_no_other_daemon_can_take_it(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    options(node, release_on_exit=True)
+    others: list[str] = []
+
+    def release() -> None:
+        with pytest.raises(InstanceError) as caught, sole_instance(node.options):
+            pass
+        others.append(str(caught.value))
+
+    monkeypatch.setattr(node.manager, "release", release)
+    with node.running():
+        pass
+    assert len(others) == 1
+    assert "in use by another" in others[0]
 
 
 def test_blackhole_of_the_last_network_goes(node: Node) -> None:

@@ -266,6 +266,26 @@ def test_renewed_certificates_are_taken_without_a_restart(tmp_path: Path, strang
         wait_until(lambda: tried(registry), "it is let in")
 
 
+def test_files_that_are_missing_while_they_are_renewed_are_no_more_than_an_outage(
+    tmp_path: Path, stranger: Path, mutual: Cluster
+) -> None:
+    files = {name: tmp_path / name for name in ("client.key", "client.crt")}
+    for name, path in files.items():
+        path.write_bytes((stranger / name).read_bytes())
+    options = mutual.options(keyfile=files["client.key"], certfile=files["client.crt"])
+    with contextlib.closing(EtcdRegistry(options, SHORT)) as registry:
+        assert not tried(registry)
+        for path in files.values():
+            path.unlink()
+        with pytest.raises(RegistryUnavailable, match=r"client\.key: No such file"):
+            for _ in range(2):  # the first call still has the old connection
+                assert not tried(registry)
+            registry.snapshot()
+        for name, path in files.items():
+            path.write_bytes((mutual.folder / name).read_bytes())
+        wait_until(lambda: tried(registry), "it is let in")
+
+
 def tried(registry: EtcdRegistry) -> bool:
     with contextlib.suppress(RegistryUnavailable):
         return registry.snapshot().entries == ()
