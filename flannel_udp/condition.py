@@ -14,8 +14,7 @@ from flannel_udp.status import VERSION
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flannel_udp.backend.path import DataPath
-    from flannel_udp.backend.peers import PeerRoutes
+    from flannel_udp.backend.carrier import Carrier
     from flannel_udp.lease import Lease
     from flannel_udp.status import Problems
     from flannel_udp.subnet import SubnetManager
@@ -26,12 +25,12 @@ REGISTRY_GRACE = 60.0
 
 
 class Condition:
-    """What the owner thread notes of itself, beside what is asked of manager, data path and problems."""
+    """What the owner thread notes of itself, beside what is asked of manager, carrier and problems."""
 
     def __init__(self, manager: SubnetManager, problems: Problems) -> None:
         self._manager = manager
         self._problems = problems
-        self._carried_by: tuple[DataPath, PeerRoutes] | None = None
+        self._carrier: Carrier | None = None
         self.awaited = "starting"
         """What the start still waits for; empty once it is over."""
         self.lease_lost = ""
@@ -39,23 +38,22 @@ class Condition:
         self.config = "current"
         """The network configuration in use is that of the registry; or there it is "changed", or "invalid"."""
 
-    def opened(self, path: DataPath, peers: PeerRoutes) -> None:
-        """Tell of the data path, which the start makes late."""
-        self._carried_by = path, peers
+    def opened(self, carrier: Carrier) -> None:
+        """Tell of what carries packets, which the start makes late."""
+        self._carrier = carrier
 
     def missing(self) -> list[str]:
         """What is missing for this node to be ready, a line each."""
-        return [self.awaited] if self.awaited or not self._carried_by else list(self._missing(self._carried_by[0]))
+        return [self.awaited] if self.awaited or not self._carrier else list(self._missing(self._carrier))
 
     def line(self) -> str:
         """The whole in one line."""
         if missing := self.missing():
             return "; ".join(missing)
-        assert self._carried_by
-        path, peers = self._carried_by
-        assert path.lease
-        assert path.tun
-        return f"subnet {path.lease.subnet}, device {path.tun.name}, {peers.count()} peers"
+        assert self._carrier
+        assert self._carrier.lease
+        devices = [f"device {device['name']}" for device in self._carrier.devices()]
+        return ", ".join([f"subnet {self._carrier.lease.subnet}", *devices, f"{self._carrier.peer_count()} peers"])
 
     def health(self) -> dict[str, Any]:
         """For /readyz."""
@@ -71,29 +69,20 @@ class Condition:
             "registry": {"up": not registry.trouble, "lag": registry.lag, **registry.counters},
             "problems": [what for what, _ in self._problems.items()],
         }
-        path, peers = self._carried_by or (None, None)
-        if path is None or peers is None or path.lease is None:
+        carrier = self._carrier
+        if carrier is None or carrier.lease is None:
             return told
-        return {
-            **told,
-            "lease": _lease(path.lease, registry.lease_written_at),
-            "path": {"up": path.tun is not None, "breaks": path.breaks},
-            "offloads": path.offloads(),
-            "peers": peers.count(),
-            "skipped_peers": len(peers.skipped),
-            **path.forwarder.status(),
-        }
+        return {**told, "lease": _lease(carrier.lease, registry.lease_written_at), "paths": carrier.figures()}
 
-    def _missing(self, path: DataPath) -> Iterator[str]:
+    def _missing(self, carrier: Carrier) -> Iterator[str]:
         if self.lease_lost:
             yield f"lease: {self.lease_lost}"
-        elif path.lease and path.lease.expiry is not None and path.lease.expiry <= time.time():
-            yield f"lease: {path.lease.key} has expired"
+        elif carrier.lease and carrier.lease.expiry is not None and carrier.lease.expiry <= time.time():
+            yield f"lease: {carrier.lease.key} has expired"
         registry = self._manager.health()
         if registry.trouble and registry.lag > REGISTRY_GRACE:
             yield f"registry: not heard for {registry.lag:.0f} s: {registry.trouble}"
-        if path.tun is None:
-            yield f"data path: no packets pass: {path.trouble}"
+        yield from (f"data path: {trouble}" for trouble in carrier.troubles())
         # A changed configuration is no fault of this node's: it goes on with the old one, which works.
         yield from (f"{what}: {line}" for what, line in self._problems.items() if what != "config")
 

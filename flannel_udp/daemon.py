@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flannel_udp import control, logs, notify
 from flannel_udp.backend import backend_of
-from flannel_udp.backend.path import DataPath, LoopEnded
-from flannel_udp.backend.peers import PeerRoutes
+from flannel_udp.backend.carrier import Carrier
+from flannel_udp.backend.path import LoopEnded
 from flannel_udp.condition import Condition
 from flannel_udp.errors import ConfigError, ControlError, Fault, FlannelUdpError, NoConfig, RegistryUnavailable
 from flannel_udp.host import Host
@@ -89,8 +89,7 @@ class Daemon:
         self._config: NetworkConfig
         self._links: Links
         self._external: ExternalInterface
-        self._path: DataPath
-        self._peers: PeerRoutes
+        self._carrier: Carrier
         self._host: Host
 
     def run(self) -> int:
@@ -130,21 +129,20 @@ class Daemon:
         self._external = find_external_interface(self._options, self._links)
         _log.info("external interface", name=self._external.name, address=self._external.address,
                   public=self._external.public_address, mtu=self._external.mtu, reason=self._external.reason)
-        backend = self._make_backend(self._config, self._external, self._options)
-        self._path = DataPath(backend, self._links, self._inbox.post)
-        self._peers = PeerRoutes(backend, self._path.forwarder)
-        self._condition.opened(self._path, self._peers)
-        self._stack.callback(self._path.close)
+        backend = self._make_backend(self._config, self._external, self._options, self._links)
+        self._carrier = Carrier(backend, self._links, self._inbox.post)
+        self._condition.opened(self._carrier)
+        self._stack.callback(self._carrier.close)
         self._host = Host(self._options, self._config, self._links, self._inbox, self._problems)
         self._stack.callback(self._host.close)
         self._host.check()
-        self._path.prepare()
+        self._carrier.prepare()
         lease = self._insist("a lease", (RegistryUnavailable,), self._manager.acquire, backend.attrs())
         _log.info("lease acquired", lease=lease.key)
         self._host.take_over()
-        self._path.open(lease)
+        self._carrier.open(lease)
         self._host.start(lease)
-        for line in self._path.warnings():
+        for line in self._carrier.warnings():
             _log.warning(line)
         self._manager.events(self._inbox.post)
         self._await_peers()
@@ -188,7 +186,7 @@ class Daemon:
         deadline = time.monotonic() + FIRST_PEERS
         while not self._peers_known and time.monotonic() < deadline:
             self._handle_all(self._inbox.take(deadline))
-            self._path.publish()
+            self._carrier.publish()
         if not self._peers_known:
             _log.warning("no word of peers yet: starting without")
 
@@ -213,9 +211,10 @@ class Daemon:
         self._condition.awaited = ""
         self._supervisor.status(self._condition.line())
         self._supervisor.ready()
-        tun, lease = self._path.tun, self._path.lease
-        _log.info("ready", subnet=lease and lease.subnet, device=tun and tun.name, mtu=self._path.backend.mtu,
-                  peers=len(self._path.forwarder.peers()), subnet_file=self._options.subnet_file)
+        carrier = self._carrier
+        _log.info("ready", subnet=carrier.lease and carrier.lease.subnet,
+                  device=",".join(device["name"] for device in carrier.devices()) or None, mtu=carrier.backend.mtu,
+                  peers=carrier.peer_count(), subnet_file=self._options.subnet_file)
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
@@ -224,11 +223,9 @@ class Daemon:
         tick = time.monotonic()
         try:
             while True:
-                batch = self._inbox.take(min(tick, self._path.retry_at or tick))
-                self._handle_all(batch)
-                if self._path.mend():
-                    self._guarded(lambda: self._tell_own(afresh=False))
-                self._path.publish()
+                self._handle_all(self._inbox.take(min(tick, self._carrier.retry_at or tick)))
+                self._carrier.mend()
+                self._carrier.publish()
                 if time.monotonic() >= tick:
                     self._tick()
                     tick = time.monotonic() + TICK
@@ -241,7 +238,7 @@ class Daemon:
             if not isinstance(event, LinkEvent):
                 self._handle(event)
         if links := [event for event in batch if isinstance(event, LinkEvent)]:
-            self._guarded(lambda: self._links_changed(links))
+            self._links_changed(links)
 
     def _handle(self, event: _Event | Answer | Question) -> None:
         match event:
@@ -250,7 +247,7 @@ class Daemon:
             case PeersReset() | PeersChanged():
                 self._change_peers(event)
             case LoopEnded():
-                self._path.loop_ended(event)
+                self._carrier.loop_ended(event)
             case OwnLeaseLost(reason=reason):
                 self._condition.lease_lost = reason
                 _log.warning("lease lost; packets pass as before while it is taken again", reason=reason)
@@ -263,8 +260,8 @@ class Daemon:
                 self._host.answered(event)
             case OwnLeaseChanged(lease=lease):
                 self._hold(lease)
-            case OwnLeaseRenewed(lease=lease) if self._path.lease and self._path.lease.key == lease.key:
-                self._path.lease = lease
+            case OwnLeaseRenewed(lease=lease) if self._holds(lease):
+                self._carrier.renewed(lease)
             case ConfigChanged():
                 self._config_changed(event)
             case Trouble(cause="registry-recovered" as cause, detail=detail):
@@ -279,30 +276,25 @@ class Daemon:
 
     def _change_peers(self, event: PeersReset | PeersChanged) -> None:
         if isinstance(event, PeersReset):
-            self._peers.reset(event.leases)
+            self._carrier.reset(event.leases)
             self._peers_known = True
         else:
-            self._peers.change(event.put, event.deleted)
+            self._carrier.change(event.put, event.deleted)
         self._host.peers_known(event.leases if isinstance(event, PeersReset) else event.put)
         # A subnet that changed hands may have become ours before it ceased theirs.
-        self._guarded(lambda: self._tell_own(afresh=False))
-
-    def _tell_own(self, *, afresh: bool) -> None:
-        """Tell the data plane what is ours, and then of those that our own subnet may have stood in the way of."""
-        self._path.tell_own(afresh=afresh)
-        self._peers.retry()
+        self._carrier.tell_own(afresh=False)
 
     def _links_changed(self, events: list[LinkEvent]) -> None:
-        self._path.links_changed(events)
+        self._carrier.links_changed(events)
         self._host.links_changed(events)
         self._note_rival()
         if any(event.kind in ("address", "address gone", "lost") for event in events):
-            self._tell_own(afresh=True)
+            self._carrier.tell_own(afresh=True)
         self._links_moved = True
 
     def _note_rival(self) -> None:
         """Say so when another link has the route to the overlay network, and when ours is back."""
-        self._problems.note("route", self._path.tun.rival if self._path.tun else "")
+        self._problems.note("route", self._carrier.rival())
 
     def _follow_external(self) -> None:
         """Go over to another underlay interface, address or MTU where the choice has become another one.
@@ -313,26 +305,26 @@ class Daemon:
         before = self._external
         fresh = follow_external_interface(before, self._options, self._links)
         address = fresh.address
-        self._problems.note("external", "" if address in self._path.addresses else
+        self._problems.note("external", "" if address in self._carrier.addresses else
                             f"the underlay address {address} is no longer on this host, and there is no other to "
                             "choose: give it one")
         if fresh == before:
             return
         try:
-            backend = self._make_backend(self._config, fresh, self._options)
+            backend = self._make_backend(self._config, fresh, self._options, self._links)
         except FlannelUdpError as error:
             self._problems.note("external", f"{error}; the underlay stays {before.address} on {before.name}")
             return
         self._external = fresh
         _log.warning("external interface changed", name=fresh.name, address=fresh.address, public=fresh.public_address,
                      mtu=fresh.mtu, reason=fresh.reason, before=f"{before.address} on {before.name}")
-        self._go_over(backend, reopen=fresh.address != before.address)
+        moved = ((4, fresh.address != before.address), (6, fresh.address6 != before.address6))
+        self._go_over(backend, {family for family, is_another in moved if is_another})
 
-    def _go_over(self, backend: Backend, *, reopen: bool) -> None:
-        """Take another underlay: data path first, then what peers are told."""
-        told = (self._path.backend.attrs(), self._path.backend.mtu)
-        self._guarded(lambda: self._path.rebase(backend, reopen=reopen))
-        self._peers.use(backend)
+    def _go_over(self, backend: Backend, moved: set[int]) -> None:
+        """Take another underlay: data paths first, then what peers are told."""
+        told = (self._carrier.backend.attrs(), self._carrier.backend.mtu)
+        self._carrier.rebase(backend, moved)
         if told[1] != backend.mtu:
             self._write_subnet_env()
         if told[0] != backend.attrs():
@@ -343,14 +335,14 @@ class Daemon:
         """Tell peers where this node is now, unless the lease is being written just now; then afterwards."""
         if self._update_due and self._updating is None and self._acquiring is None and not self._acquire_at:
             self._update_due = False
-            self._updating = self._inbox.send(self._manager.update, self._path.backend.attrs())
+            self._updating = self._inbox.send(self._manager.update, self._carrier.backend.attrs())
 
     def _updated(self, answer: Answer) -> None:
         self._updating = None
         if answer.error is None:
             self._problems.note("update", "")
-            if self._path.lease and self._path.lease.key == answer.result.key:
-                self._path.lease = answer.result
+            if self._holds(answer.result):
+                self._carrier.renewed(answer.result)
             _log.info("lease updated", lease=answer.result.key, public=answer.result.attrs.public_ip)
         elif isinstance(answer.error, FlannelUdpError):
             self._problems.note("update", f"peers do not know this node's new address yet: {answer.error}")
@@ -360,7 +352,7 @@ class Daemon:
 
     def _acquire(self) -> None:
         self._acquire_at = None
-        self._acquiring = self._inbox.send(self._manager.acquire, self._path.backend.attrs())
+        self._acquiring = self._inbox.send(self._manager.acquire, self._carrier.backend.attrs())
 
     def _acquired(self, answer: Answer) -> None:
         """Go on with the lease that was taken again, or try again later."""
@@ -373,7 +365,7 @@ class Daemon:
             self._acquire_delay = min(2 * self._acquire_delay, LEASE_RETRY_MAX)
             return
         self._problems.note("lease", "")
-        self._update_due = answer.result.attrs != self._path.backend.attrs()  # the address changed meanwhile
+        self._update_due = answer.result.attrs != self._carrier.backend.attrs()  # the address changed meanwhile
         if not self._update_due:
             self._problems.note("update", "")
         self._acquire_delay = LEASE_RETRY_MIN
@@ -382,17 +374,20 @@ class Daemon:
     def _hold(self, lease: Lease) -> None:
         """Use this lease from now on, the same as before or another."""
         self._condition.lease_lost = ""
-        before = self._path.lease
-        if before and before.key == lease.key:
-            self._path.lease = lease
+        before = self._carrier.lease
+        if self._holds(lease):
+            self._carrier.renewed(lease)
             _log.info("lease is held as before", lease=lease.key)
             return
         _log.warning("lease is another: pods on the old subnet are cut off until they are made anew",
                      before=before and before.key, now=lease.key)
-        self._guarded(lambda: self._path.move(lease))
-        self._peers.retry()
+        self._carrier.move(lease)
         self._host.move(lease)
         self._write_subnet_env()
+
+    def _holds(self, lease: Lease) -> bool:
+        """Whether it is the one in use, as it stands now."""
+        return self._carrier.lease is not None and self._carrier.lease.key == lease.key
 
     def _config_changed(self, event: ConfigChanged) -> None:
         if event.config == self._config:
@@ -403,22 +398,14 @@ class Daemon:
         what = event.problem or "the network configuration changed"
         self._problems.note("config", f"{what}; this node keeps the old one until it is restarted")
 
-    def _guarded(self, deed: Callable[[], None]) -> None:
-        """Do something to the data path; if it fails, the path is broken and will be mended."""
-        try:
-            deed()
-        except FlannelUdpError as error:
-            if self._path.tun:
-                self._path.broke(str(error))
-
     def _tick(self) -> None:
-        for notice in self._path.forwarder.notices():
+        for notice in self._carrier.notices():
             detail = {"detail": notice.detail} if notice.detail else {}
             _log.warning(notice.event, cause=notice.cause, reason=notice.cause, count=notice.count,
                          meaning=notice.meaning, **detail)
         if time.monotonic() >= self._assure_at:
             self._assure_at = time.monotonic() + ASSURE
-            self._guarded(self._path.assure)
+            self._carrier.assure()
             self._note_rival()
         if self._links_moved:
             self._follow_external()
@@ -433,10 +420,10 @@ class Daemon:
 
     def _write_subnet_env(self) -> None:
         """Tell the CNI plugin; and the next start, whose subnet file may be gone with a reboot."""
-        lease, config = self._path.lease, self._config
+        lease, config = self._carrier.lease, self._config
         assert lease is not None
-        env = SubnetEnv(config.network, lease.subnet, config.ipv6_network, lease.ipv6_subnet, self._path.backend.mtu,
-                        self._options.ip_masq)
+        env = SubnetEnv(config.network, lease.subnet, config.ipv6_network, lease.ipv6_subnet,
+                        self._carrier.backend.mtu, self._options.ip_masq)
         for path in (self._options.subnet_file, kept_env(self._options)):
             try:
                 write_subnet_env(path, env)
@@ -462,7 +449,7 @@ class Daemon:
             return error
 
     def _status(self) -> dict[str, Any]:
-        return {**status(self._started_at, self._external, self._path, self._peers, self._problems),
+        return {**status(self._started_at, self._external, self._carrier, self._problems),
                 "firewall": self._host.status()}
 
 

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.exposition import choose_encoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric
 
@@ -45,9 +45,9 @@ class _Scrape:
         yield from _registry(self._figures["registry"])
         if "lease" in self._figures:
             yield from _lease(self._figures["lease"])
-            yield from _path(self._figures)
-            yield from _packets(self._figures["counters"])
-            yield from _events(self._figures["counters"])
+            yield from _paths(self._figures["paths"])
+            yield from _packets(self._figures["paths"])
+            yield from _events(self._figures["paths"])
         yield from _PROCESS.collect()
 
 
@@ -85,37 +85,50 @@ def _lease(lease: Mapping[str, Any]) -> Iterator[Metric]:
         yield _gauge("lease_age_seconds", "time since the lease was last written", lease["age"])
 
 
-def _path(figures: Mapping[str, Any]) -> Iterator[Metric]:
-    yield _gauge("data_path_up", "1 while packets pass", figures["path"]["up"])
-    yield CounterMetricFamily(PREFIX + "data_path_breaks", "times that the data path broke, or could not be mended",
-                              figures["path"]["breaks"])
-    yield _labelled(GaugeMetricFamily, "offload", "1 for the state that an offload is in", ("offload", "state"),
-                    (((one["offload"], state.replace(" ", "_")), one["state"] == state)
-                     for one in figures["offloads"] for state in OFFLOAD_STATES))
-    yield _gauge("peers", "nodes that packets are routed to", figures["peers"])
-    yield _gauge("skipped_peers", "nodes whose lease cannot be routed to; status says why", figures["skipped_peers"])
+def _paths(paths: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """What a data path has one of."""
+    for kind, name, key, meaning in (
+            (GaugeMetricFamily, "data_path_up", "up", "1 while packets pass"),
+            (CounterMetricFamily, "data_path_breaks", "breaks",
+             "times that the data path broke, or could not be mended")):
+        yield _labelled(kind, name, meaning, ("family",), (((path["family"],), path[key]) for path in paths))
+    yield _labelled(GaugeMetricFamily, "offload", "1 for the state that an offload is in",
+                    ("family", "offload", "state"),
+                    (((path["family"], one["offload"], state.replace(" ", "_")), one["state"] == state)
+                     for path in paths for one in path["offloads"] for state in OFFLOAD_STATES))
+    for key, meaning in (("peers", "nodes that packets are routed to"),
+                         ("skipped_peers", "nodes whose lease cannot be routed to; status says why")):
+        yield _labelled(GaugeMetricFamily, key, meaning, ("family",), (((one["family"],), one[key]) for one in paths))
     for key, meaning in (("routes", "routes in the FIB, this node's own included"), ("cells", "cells of the FIB"),
                          ("bytes", "memory of the FIB and of the peers beside it")):
-        yield _gauge(f"fib_{key}", meaning, figures["fib"].get(key, 0))
+        yield _labelled(GaugeMetricFamily, f"fib_{key}", meaning, ("family",),
+                        (((path["family"],), path["fib"].get(key, 0)) for path in paths))
 
 
-def _packets(counters: Mapping[str, Any]) -> Iterator[Metric]:
+def _packets(paths: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     """Each outcome once: what was handed over, and of the rest why it was dropped."""
     yield _labelled(CounterMetricFamily, "packets", "packets that were sent to a node, or delivered from one",
-                    ("direction",), (((way,), told["outcomes"][HANDED_OVER[way]]["count"])
-                                     for way, told in counters.items()))
+                    ("direction", "family"), (((way, family), told["outcomes"][HANDED_OVER[way]]["count"])
+                                              for family, way, told in _ways(paths)))
     yield _labelled(CounterMetricFamily, "dropped_packets", "packets that were dropped, by reason",
-                    ("direction", "reason"), (((way, reason), outcome["count"]) for way, told in counters.items()
-                                              for reason, outcome in told["outcomes"].items()
-                                              if reason != HANDED_OVER[way]))
+                    ("direction", "family", "reason"),
+                    (((way, family, reason), outcome["count"]) for family, way, told in _ways(paths)
+                     for reason, outcome in told["outcomes"].items() if reason != HANDED_OVER[way]))
 
 
-def _events(counters: Mapping[str, Any]) -> Iterator[Metric]:
+def _events(paths: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     """What happened besides; `bytes`, `messages` and `frames` set against `packets` tell how well these are bundled."""
-    meanings = {name: event["meaning"] for told in counters.values() for name, event in told["events"].items()}
+    meanings = {name: event["meaning"] for _, _, told in _ways(paths) for name, event in told["events"].items()}
     for name, meaning in meanings.items():
-        yield _labelled(CounterMetricFamily, name, meaning, ("direction",),
-                        (((way,), told["events"][name]["count"]) for way, told in counters.items()))
+        yield _labelled(CounterMetricFamily, name, meaning, ("direction", "family"),
+                        (((way, family), told["events"][name]["count"]) for family, way, told in _ways(paths)))
+
+
+def _ways(paths: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Every path's family and direction, and what was counted there."""
+    for path in paths:
+        for way, told in path["counters"].items():
+            yield path["family"], way, told
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

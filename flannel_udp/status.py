@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flannel_udp import logs
 
 if TYPE_CHECKING:
-    from flannel_udp.backend.path import DataPath
-    from flannel_udp.backend.peers import PeerRoutes
+    from flannel_udp.backend.carrier import Carrier
     from flannel_udp.forwarder import PeerStatus
     from flannel_udp.underlay import ExternalInterface
 
@@ -53,30 +52,29 @@ class Problems:
         return list(self._lines.values())
 
 
-def status(started_at: float, external: ExternalInterface, path: DataPath, peers: PeerRoutes,
-           problems: Problems) -> dict[str, Any]:
+def status(started_at: float, external: ExternalInterface, carrier: Carrier, problems: Problems) -> dict[str, Any]:
     """Everything, as values for JSON."""
-    lease = path.lease
+    lease, measured = carrier.lease, carrier.status()
     assert lease is not None
     return {
         "version": VERSION,
         "pid": os.getpid(),
         "started_at": started_at,
-        "backend": path.backend.name,
+        "backend": carrier.backend.name,
         "config_problem": problems.of("config"),
         "lease": {**_texts({"subnet": lease.subnet, "ipv6_subnet": lease.ipv6_subnet,
                             "public_ip": lease.attrs.public_ip, "public_ipv6": lease.attrs.public_ipv6}),
                   "expiry": lease.expiry, "reserved": lease.expiry is None},
         "external_interface": {"name": external.name, "index": external.index, "mtu": external.mtu,
                                **_texts({"address": external.address, "reason": external.reason})},
-        "devices": path.devices(),
-        "offloads": path.offloads(),
-        "peers": [peer_row(peer) for peer in path.forwarder.peers()],
-        "skipped_peers": [{"lease": key, "reason": reason} for key, reason in peers.skipped.items()],
-        **path.forwarder.status(),
+        "devices": carrier.devices(),
+        "offloads": measured.pop("offloads"),
+        "peers": [peer_row(peer) for peer in carrier.peers()],
+        "skipped_peers": [{"lease": key, "reason": reason} for key, reason in carrier.skipped()],
+        **measured,
         "threads": [{"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}
                     for thread in threading.enumerate()],
-        "warnings": problems.lines() + path.warnings(),
+        "warnings": problems.lines() + carrier.warnings(),
     }
 
 

@@ -24,7 +24,7 @@ DASHBOARD: dict[str, Any] = json.loads((CONTRIB / "grafana" / "flannel-udp.json"
 ALERTS = yaml.safe_load((CONTRIB / "prometheus" / "alerts.yml").read_text())
 RULES: list[dict[str, Any]] = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 EXPOSED = {sample.name: set(sample.labels) for family in families(figures()).values() for sample in family.samples} | {
-    "flannel_udp_dropped_packets_total": {"direction", "reason"}, "up": set()}
+    "flannel_udp_dropped_packets_total": {"direction", "family", "reason"}, "up": set()}
 OF_PROMETHEUS = {"job", "instance", "alertname"}
 
 

@@ -1,7 +1,9 @@
-"""Backends: how the overlay is carried. The protocol, and the table of those that exist.
+"""Backends: how the overlay is carried. The protocols, and the table of those that exist.
 
-A backend knows what a lease must say, which device and sockets it takes, and where a peer's lease sends packets. It
-holds nothing that changes: that is the data path's (path.py), which is built from it, and the peers' (peers.py).
+A backend knows what a lease must say, and has a tunnel for each address family that it carries in one: none where the
+kernel's routes do all. A tunnel knows which device and sockets it takes, and where a peer's lease sends packets. Both
+hold nothing that changes: that is the data path's (path.py), the peers' (peers.py), and of both together the carrier's
+(carrier.py), which are built from them.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from flannel_udp.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from flannel_udp.backend.peers import NextHop
+    from flannel_udp.backend.peers import DirectRoute, NextHop
     from flannel_udp.config import NetworkConfig
     from flannel_udp.forwarder import Counters, Doors, Notice, PeerStatus, Queue
     from flannel_udp.lease import Lease, LeaseAttrs
     from flannel_udp.link import Address, Interface, Network
     from flannel_udp.options import NodeOptions
     from flannel_udp.tun import Tun, TunLinks
-    from flannel_udp.underlay import ExternalInterface, UnderlaySockets
+    from flannel_udp.underlay import ExternalInterface, UnderlayLinks, UnderlaySockets
+
+    Maker = Callable[[NetworkConfig, ExternalInterface, NodeOptions, UnderlayLinks], "Backend"]
 
 
 class DataPlane(Protocol):
@@ -41,18 +45,18 @@ class DataPlane(Protocol):
     def status(self) -> dict[str, object]: ...  # noqa: D102
 
 
-class Backend(Protocol):
-    """One way to carry the overlay, for this node and this configuration."""
+class Tunnel(Protocol):
+    """The way of one address family's packets to other nodes, for this node and this configuration."""
 
     name: str
+    """The backend's."""
+    family: int
+    """4 or 6: of inner and outer packets alike."""
     mtu: int
-    """Of the device, and so of the pods."""
-
-    def attrs(self) -> LeaseAttrs:
-        """What this node's lease tells its peers."""
+    """Of the device."""
 
     def subnet(self, lease: Lease) -> Network:
-        """Of a lease the subnet whose packets this backend carries; LeaseError if it has none."""
+        """Of a lease the subnet whose packets this tunnel carries; LeaseError if it has none."""
 
     def tunnel(self, lease: Lease) -> Interface:
         """The device's address under this node's lease."""
@@ -73,10 +77,26 @@ class Backend(Protocol):
         """The socket that datagrams go through, and one that is asked for path MTUs: those of the first queue."""
 
 
-BACKENDS: Mapping[str, Callable[[NetworkConfig, ExternalInterface, NodeOptions], Backend]] = {"udp": UdpBackend}
+class Backend(Protocol):
+    """One way to carry the overlay, for this node and this configuration."""
+
+    name: str
+    mtu: int
+    """What pods are told: no tunnel's is smaller."""
+    tunnels: tuple[Tunnel, ...]
+    """One for each address family that is carried in one, in the order of families."""
+
+    def attrs(self) -> LeaseAttrs:
+        """What this node's lease tells its peers."""
+
+    def direct(self, lease: Lease) -> tuple[DirectRoute, ...]:
+        """The kernel's routes that reach a peer without a tunnel; none where it is reached through one, or not."""
 
 
-def backend_of(config: NetworkConfig) -> Callable[[NetworkConfig, ExternalInterface, NodeOptions], Backend]:
+BACKENDS: Mapping[str, Maker] = {"udp": UdpBackend}
+
+
+def backend_of(config: NetworkConfig) -> Maker:
     """The maker of the configured backend."""
     maker = BACKENDS.get(config.backend_type)
     if maker is None:

@@ -1,4 +1,4 @@
-"""This node's data path: device, sockets and forwarder, opened, moved, mended and closed together.
+"""The data path of one address family: device, sockets and forwarder, opened, moved, mended and closed together.
 
     open() ─> running ── move(): another lease, nothing interrupted
                  │ broke(): device deleted, or a loop ended by itself
@@ -25,7 +25,7 @@ from flannel_udp.underlay import open_beside
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from flannel_udp.backend import Backend
+    from flannel_udp.backend import Tunnel
     from flannel_udp.lease import Lease
     from flannel_udp.link import Address, LinkAddress, LinkEvent
     from flannel_udp.tun import Tun
@@ -48,17 +48,18 @@ class PathLinks(TunLinks, Protocol):
 class LoopEnded:
     """A loop of the forwarder ended by itself; `start` counts the starts, so that late news is known as such."""
 
+    family: int
     start: int
     loop: str
     reason: str
 
 
 class DataPath:
-    """The data path of one backend."""
+    """The data path of one tunnel."""
 
-    def __init__(self, backend: Backend, links: PathLinks, post: Callable[[LoopEnded], None]) -> None:
-        self.backend = backend
-        self.forwarder = backend.forwarder()
+    def __init__(self, tunnel: Tunnel, links: PathLinks, post: Callable[[LoopEnded], None]) -> None:
+        self.tunnel = tunnel
+        self.forwarder = tunnel.forwarder()
         self.lease: Lease | None = None
         self.tun: Tun | None = None
         self.trouble = ""
@@ -79,14 +80,14 @@ class DataPath:
 
     def prepare(self) -> None:
         """Raise what would hinder open(), as far as it can be known before there is a lease."""
-        self._sockets = [self.backend.open_sockets()]
-        self.backend.check_device()
+        self._sockets = [self.tunnel.open_sockets()]
+        self.tunnel.check_device()
 
     def open(self, lease: Lease) -> None:
         """Let packets pass under this lease; after a failure close() what there is."""
         self.lease = lease
-        self._sockets = self._sockets or [self.backend.open_sockets()]
-        self.tun = self.backend.open_device(lease, self._links)
+        self._sockets = self._sockets or [self.tunnel.open_sockets()]
+        self.tun = self.tunnel.open_device(lease, self._links)
         self._sockets += open_beside(self._sockets[0], len(self.tun.queues) - 1)
         self.tell_own()
         self.publish()
@@ -107,33 +108,33 @@ class DataPath:
         """Go over to another lease; peers' routes stay up throughout."""
         self.lease = lease
         if self.tun:
-            self.tun.move(self.backend.tunnel(lease), self._links)
+            self.tun.move(self.tunnel.tunnel(lease), self._links)
         self.tell_own()
 
-    def rebase(self, backend: Backend, *, reopen: bool) -> None:
+    def rebase(self, tunnel: Tunnel, *, reopen: bool) -> None:
         """Go over to another underlay; `reopen`: its address is another. Packets wait in the device meanwhile."""
-        self.backend = backend
+        self.tunnel = tunnel
         if self.tun is None:
             return  # mend() opens by what is said now
         if reopen:
-            first = backend.open_sockets()
+            first = tunnel.open_sockets()
             fresh = [first, *open_beside(first, len(self.tun.queues) - 1)]
             self.forwarder.stop()
             for sockets in self._sockets:
                 sockets.close()
             self._sockets = fresh
             self._run()
-        self.tun.mtu = backend.mtu
+        self.tun.mtu = tunnel.mtu
         self.assure()
 
     def tell_own(self, *, afresh: bool = True) -> None:
         """Tell the forwarder which subnet and addresses are this node's; unless `afresh`, addresses as known."""
         if self.lease is None:
             raise LeaseError("this node has no lease yet")
-        tunnel = self.backend.tunnel(self.lease)
+        address = self.tunnel.tunnel(self.lease)
         if afresh:
             self.addresses = frozenset(one.ip for one in self._links.addresses())
-        self.forwarder.set_own(self.backend.subnet(self.lease), tunnel.ip, self.addresses)
+        self.forwarder.set_own(self.tunnel.subnet(self.lease), address.ip, self.addresses)
         self._changed = True
 
     def publish(self) -> None:
@@ -163,8 +164,16 @@ class DataPath:
 
     def loop_ended(self, ended: LoopEnded) -> None:
         """Mend a path one of whose loops has ended, unless that was known by other means."""
-        if ended.start == self._starts and self.tun is not None:
+        if (ended.family, ended.start) == (self.tunnel.family, self._starts) and self.tun is not None:
             self.broke(f"{ended.loop} ended: {ended.reason}")
+
+    def guard(self, deed: Callable[[], None]) -> None:
+        """Do something to this path; if it fails, the path is broken and will be mended."""
+        try:
+            deed()
+        except FlannelUdpError as error:
+            if self.tun:
+                self.broke(str(error))
 
     def broke(self, reason: str) -> None:
         """Close what is left, to be opened anew by mend()."""
@@ -230,4 +239,4 @@ class DataPath:
 
     def _ended(self, start: int, loop: str, error: OSError | None) -> None:
         reason = os.strerror(error.errno) if error and error.errno else str(error or "no reason given")
-        self._post(LoopEnded(start, loop, reason))
+        self._post(LoopEnded(self.tunnel.family, start, loop, reason))

@@ -11,7 +11,7 @@ from flannel_udp.errors import LeaseError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from flannel_udp.backend import Backend, DataPlane
+    from flannel_udp.backend import DataPlane, Tunnel
     from flannel_udp.lease import Lease
     from flannel_udp.link import Address, Network
 
@@ -25,22 +25,33 @@ class NextHop:
     subnet: Network
     underlay: Address
     port: int
+    coat: bytes = b""
+    """What stands before each inner packet."""
+
+
+@dataclass(frozen=True)
+class DirectRoute:
+    """A peer's subnet that the kernel routes to without a tunnel, by way of the peer's address on a link of ours."""
+
+    subnet: Network
+    gateway: Address
+    index: int
 
 
 class PeerRoutes:
-    """The peers' leases, told to the data plane one by one. What cannot be told is skipped and touches no other."""
+    """The peers' leases, told to a data plane one by one. What cannot be told is skipped and touches no other."""
 
-    def __init__(self, backend: Backend, plane: DataPlane) -> None:
-        self._backend = backend
+    def __init__(self, tunnel: Tunnel, plane: DataPlane) -> None:
+        self._tunnel = tunnel
         self._plane = plane
         self._leases: dict[str, Lease] = {}
         self._routed: dict[str, Network] = {}
         self.skipped: dict[str, str] = {}
         """By the lease's key: why its packets have nowhere to go."""
 
-    def use(self, backend: Backend) -> None:
-        """Take the same kind of backend on another underlay."""
-        self._backend = backend
+    def use(self, tunnel: Tunnel) -> None:
+        """Take the same kind of tunnel on another underlay."""
+        self._tunnel = tunnel
 
     def count(self) -> int:
         """How many are routed to."""
@@ -70,8 +81,8 @@ class PeerRoutes:
 
     def _route(self, lease: Lease) -> None:
         try:
-            hop = self._backend.next_hop(lease)
-            self._plane.set_peer(hop.subnet, hop.underlay, hop.port)
+            hop = self._tunnel.next_hop(lease)
+            self._plane.set_peer(hop.subnet, hop.underlay, hop.port, hop.coat)
         except LeaseError as error:
             self._unroute(lease.key)
             if self.skipped.get(lease.key) != str(error):

@@ -1,4 +1,4 @@
-"""flannel's udp backend: one raw IPv4 packet per datagram, port 8285 at both ends, nothing else.
+"""flannel's udp backend: one raw IP packet per datagram, port 8285 at both ends, nothing else.
 
 A udp lease says the public address and no more, neither backend nor port: each node uses its own configured port for
 all. IPv4 only, as flannel's; the IPv6 subnet of a dual-stack lease has no tunnel here.
@@ -6,11 +6,11 @@ all. IPv4 only, as flannel's; the IPv6 subnet of a dual-stack lease has no tunne
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface
 from typing import TYPE_CHECKING
 
 from flannel_udp._dataplane import UDP_OVERHEAD_V4
-from flannel_udp.backend.peers import NextHop
+from flannel_udp.backend.family import host_of, network_of, subnet_of, tunnel_of, underlay_of
+from flannel_udp.backend.peers import DirectRoute, NextHop
 from flannel_udp.config import UDP_MTU_MIN, parse_udp_config
 from flannel_udp.errors import ConfigError, LeaseError, UnderlayError
 from flannel_udp.forwarder import Encapsulation, Forwarder, Loops
@@ -20,18 +20,16 @@ from flannel_udp.tun import check_tun, open_tun
 from flannel_udp.underlay import open_underlay_sockets
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Network
-
     from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease
+    from flannel_udp.link import Interface, Network
     from flannel_udp.options import NodeOptions
     from flannel_udp.tun import Tun, TunLinks
-    from flannel_udp.underlay import ExternalInterface, UnderlaySockets
+    from flannel_udp.underlay import ExternalInterface, UnderlayLinks, UnderlaySockets
 
-_BROADCAST = IPv4Address(0xFFFFFFFF)
-DEVICE = "flannel%d"  # specification: flannel's pattern
-# No coat; flannel counts a hop at either end, beside the kernels' own.
-ENCAPSULATION = Encapsulation(coat_length=0, ttl_step=1, overhead=UDP_OVERHEAD_V4)
+DEVICES = {4: "flannel%d"}  # specification: flannel's pattern
+OVERHEADS = {4: UDP_OVERHEAD_V4}
+MTUS_MIN = {4: UDP_MTU_MIN}
 
 
 class UdpBackend:
@@ -39,60 +37,67 @@ class UdpBackend:
 
     name = "udp"
 
-    def __init__(self, config: NetworkConfig, external: ExternalInterface, options: NodeOptions) -> None:
-        keys = parse_udp_config(config)
+    def __init__(self, config: NetworkConfig, external: ExternalInterface, options: NodeOptions,
+                 _links: UnderlayLinks | None = None) -> None:
         if config.network is None:
             raise ConfigError("Network is missing: the udp backend carries IPv4")
-        if external.address is None:
-            raise UnderlayError(f"interface {external.name} has no IPv4 address")
-        underlay_mtu = keys.mtu or external.mtu
-        if underlay_mtu < UDP_MTU_MIN:
-            raise UnderlayError(f"interface {external.name} has MTU {underlay_mtu}; udp needs {UDP_MTU_MIN}")
-        self.mtu = underlay_mtu - UDP_OVERHEAD_V4
-        self.port = keys.port
-        self._network = config.network
-        self._subnet_len = config.subnet_len
-        self._address = external.address
+        self.tunnels = (UdpTunnel(4, config, external, options),)
+        self.mtu = min(tunnel.mtu for tunnel in self.tunnels)
         self._public_address = external.public_address
-        self._options = options
 
     def attrs(self) -> LeaseAttrs:
         """The public address, and nothing else: byte for byte flannel's."""
         return LeaseAttrs(self._public_address)
 
-    def subnet(self, lease: Lease) -> IPv4Network:
-        """The IPv4 subnet."""
-        if lease.subnet is None:
-            raise LeaseError("has no IPv4 subnet")
-        return lease.subnet
+    def direct(self, _lease: Lease) -> tuple[DirectRoute, ...]:
+        """Nobody is reached past the tunnel, as with flannel."""
+        return ()
 
-    def tunnel(self, lease: Lease) -> IPv4Interface:
-        """The subnet's network address, alone, so that the kernel adds no routes of its own."""
-        return IPv4Interface((self.subnet(lease).network_address, 32))
+
+class UdpTunnel:
+    """One address family of it."""
+
+    name = UdpBackend.name
+
+    def __init__(self, family: int, config: NetworkConfig, external: ExternalInterface, options: NodeOptions) -> None:
+        keys = parse_udp_config(config)
+        self.family = family
+        self._network, self._subnet_len = network_of(config, family)
+        self._address = underlay_of(external, family)
+        underlay_mtu = keys.mtu or external.mtu
+        if underlay_mtu < MTUS_MIN[family]:
+            raise UnderlayError(f"interface {external.name} has MTU {underlay_mtu}; udp needs {MTUS_MIN[family]}")
+        self.mtu = underlay_mtu - OVERHEADS[family]
+        self.port = keys.port
+        self._options = options
+
+    def subnet(self, lease: Lease) -> Network:
+        """That of the family."""
+        return subnet_of(lease, self.family)
+
+    def tunnel(self, lease: Lease) -> Interface:
+        """The subnet's network address, alone."""
+        return tunnel_of(lease, self.family)
 
     def next_hop(self, lease: Lease) -> NextHop:
         """The peer's public address and our own port, as with flannel. Nodes of another backend would not listen."""
         if lease.attrs.backend_type not in ("", self.name):
             raise LeaseError(f"is a node of the {lease.attrs.backend_type} backend, which does not understand udp")
-        if lease.attrs.public_ip is None:
-            raise LeaseError("tells no PublicIP")
-        address = lease.attrs.public_ip
-        if address.is_multicast or address.is_loopback or address == _BROADCAST:  # no packet may be led there
-            raise LeaseError(f"PublicIP {address} is not the address of one host")
-        return NextHop(self.subnet(lease), address, self.port)
+        return NextHop(self.subnet(lease), host_of(lease, self.family), self.port)
 
     def forwarder(self) -> Forwarder:
-        """A data plane for the network."""
+        """A data plane for the network: no coat; flannel counts a hop at either end, beside the kernels' own."""
+        encapsulation = Encapsulation(coat_length=0, ttl_step=1, overhead=OVERHEADS[self.family])
         loops = Loops(self._options.threads, self._options.cpus, self._options.busy_poll)
-        return Forwarder(self._network, self._subnet_len, ENCAPSULATION, self._options.source_check, loops)
+        return Forwarder(self._network, self._subnet_len, encapsulation, self._options.source_check, loops)
 
     def check_device(self) -> None:
         """Raise TunError if no TUN device can be made here."""
-        check_tun(DEVICE)
+        check_tun(DEVICES[self.family])
 
     def open_device(self, lease: Lease, links: TunLinks) -> Tun:
         """The TUN device, to which the whole network is routed; bridges of local subnets have longer prefixes."""
-        return open_tun(DEVICE, self.mtu, self.tunnel(lease), self._network, links,
+        return open_tun(DEVICES[self.family], self.mtu, self.tunnel(lease), self._network, links,
                         offload=not self._options.no_tun_offload, queues=self._options.queues, steer=steer)
 
     def open_sockets(self) -> UnderlaySockets:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,19 @@ from flannel_udp.options import NodeOptions
 from flannel_udp.subnet_env import read_subnet_env
 
 from ..conftest import wait_until
-from .fakes import FakeBackend, FakeFirewall, FakeLinks, FakeManager
+from .fakes import FakeBackend, FakeFirewall, FakeLinks, FakeManager, FakePlane, FakeTunnel
 
 
 class Node:
     """A daemon in a thread, and what stands around it."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, families: Sequence[int] = (4,)) -> None:
         self.options = NodeOptions(run_dir=root / "run", state_dir=root / "state", subnet_file=root / "subnet.env")
         self.manager = FakeManager()
         self.links = FakeLinks()
-        self.backend = FakeBackend(self.links)
+        self.backend = FakeBackend(self.links, families)
+        self.tunnels = {tunnel.family: tunnel for tunnel in self.backend.tunnels}
         self.firewall = FakeFirewall()
-        self.plane = self.backend.plane
         self.left: list[Any] = []
         self.flanneld: int | None = None
         self.status: int | BaseException | None = None
@@ -47,6 +47,16 @@ class Node:
         for name in ("DELAY_MIN", "DELAY_MAX"):
             monkeypatch.setattr(path_module, name, 0.01)
         self.daemon = Daemon(self.options, self.manager)
+
+    @property
+    def tunnel(self) -> FakeTunnel:
+        """That of IPv4."""
+        return self.tunnels[4]
+
+    @property
+    def plane(self) -> FakePlane:
+        """Its data plane."""
+        return self.tunnel.plane
 
     def run(self) -> int:
         """Start, and wait for the end in this thread."""

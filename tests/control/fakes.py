@@ -5,10 +5,11 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_interface
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 from typing import Any
 
-from flannel_udp.backend.peers import NextHop
+from flannel_udp.backend.family import subnet_of, tunnel_of
+from flannel_udp.backend.peers import DirectRoute, NextHop
 from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.errors import FlannelUdpError, LeaseError
 from flannel_udp.firewall import Rules, State
@@ -252,7 +253,7 @@ class FakePlane:
         self.running = False
 
     def peers(self) -> list[PeerStatus]:
-        return [PeerStatus(IPv4Network(subnet), IPv4Address(hop.partition(":")[0]), 1, 84, 2, 168, None)
+        return [PeerStatus(ip_network(subnet), ip_address(hop.rpartition(":")[0]), 1, 84, 2, 168, None)
                 for subnet, hop in self.published.items()]
 
     def counters(self) -> dict[str, Counters]:
@@ -269,50 +270,39 @@ class FakePlane:
         return {"fib": {"cells": 256}, "counters": {}}
 
 
-class FakeBackend:
-    """A backend whose device opens by script."""
+class FakeTunnel:
+    """One family of the backend on paper; its device opens by script."""
 
     name = "udp"
-    mtu = 1472
 
-    def __init__(self, links: FakeLinks) -> None:
+    def __init__(self, links: FakeLinks, family: int = 4) -> None:
         self.links = links
+        self.family = family
+        self.mtu = {4: 1472, 6: 1452}[family]
+        self.device = {4: "flannel0", 6: "flannel-v6-0"}[family]
+        self.network: Network = ip_network({4: "10.5.0.0/16", 6: "fd00:5::/48"}[family])
         self.plane = FakePlane()
         self.refusals: dict[str, FlannelUdpError] = {}
         self.sockets: list[socket.socket] = []
         self.queues: list[FakeQueue] = []
         self.port = 8285
-        self.external: ExternalInterface | None = None
         self.unsteered = ""
         self.granted = Granted(("tun_csum",), (Refusal(("tun_tso4", "tun_tso6"), "Invalid argument"),))
-
-    def __call__(self, _: object, external: ExternalInterface, *__: object) -> "FakeBackend":
-        self.refuse("make")
-        if self.external is None:
-            self.external = external
-            return self
-        moved = copy(self)  # as the real one: a new value on another interface, of the same plane
-        moved.external, moved.mtu = external, external.mtu - 28
-        return moved
 
     def refuse(self, step: str) -> None:
         if step in self.refusals:
             raise self.refusals[step]
 
-    def attrs(self) -> LeaseAttrs:
-        assert self.external
-        return LeaseAttrs(self.external.public_address)
+    def subnet(self, lease: Lease) -> Network:
+        return subnet_of(lease, self.family)
 
-    def subnet(self, lease: Lease) -> IPv4Network:
-        assert lease.subnet
-        return lease.subnet
-
-    def tunnel(self, lease: Lease) -> IPv4Interface:
-        return IPv4Interface((self.subnet(lease).network_address, 32))
+    def tunnel(self, lease: Lease) -> Interface:
+        return tunnel_of(lease, self.family)
 
     def next_hop(self, lease: Lease) -> NextHop:
-        assert lease.attrs.public_ip
-        return NextHop(self.subnet(lease), lease.attrs.public_ip, self.port)
+        underlay = lease.attrs.public_ip if self.family == 4 else lease.attrs.public_ipv6
+        assert underlay
+        return NextHop(self.subnet(lease), underlay, self.port)
 
     def forwarder(self) -> FakePlane:
         return self.plane
@@ -323,14 +313,14 @@ class FakeBackend:
     def open_device(self, lease: Lease, links: TunLinks) -> Tun:
         del links
         self.refuse("open_device")
-        index = 10 + len(self.queues)
+        index = 10 * (self.family - 3) + len(self.queues)
         queue = FakeQueue()
         self.queues.append(queue)
-        self.links.devices[index] = Link(index, "flannel0", 1472, True, "tun")
+        self.links.devices[index] = Link(index, self.device, self.mtu, True, "tun")
         self.links.add_address(index, self.tunnel(lease))
-        self.links.routed[IPv4Network("10.5.0.0/16")] = index
-        return Tun("flannel0", index, 1472, self.tunnel(lease), IPv4Network("10.5.0.0/16"), [queue],
-                   self.granted, asked=4 if self.unsteered else 1, unsteered=self.unsteered)
+        self.links.routed[self.network] = index
+        return Tun(self.device, index, self.mtu, self.tunnel(lease), self.network, [queue], self.granted,
+                   asked=4 if self.unsteered else 1, unsteered=self.unsteered)
 
     def open_sockets(self) -> UnderlaySockets:
         self.refuse("open_sockets")
@@ -341,3 +331,39 @@ class FakeBackend:
     def all_closed(self) -> bool:
         return (not self.plane.running and all(one.fileno() == -1 for one in self.sockets)
                 and all(queue.descriptor == -1 for queue in self.queues))
+
+
+class FakeBackend:
+    """A backend of these families; refuses to be made by script."""
+
+    name = "udp"
+
+    def __init__(self, links: FakeLinks, families: Sequence[int] = (4,)) -> None:
+        self.links = links
+        self.tunnels = tuple(FakeTunnel(links, family) for family in families)
+        self.mtu = min((tunnel.mtu for tunnel in self.tunnels), default=1500)
+        self.refusals: dict[str, FlannelUdpError] = {}
+        self.external: ExternalInterface | None = None
+
+    def __call__(self, _: object, external: ExternalInterface, *__: object) -> "FakeBackend":
+        if "make" in self.refusals:
+            raise self.refusals["make"]
+        if self.external is None:
+            self.external = external
+            return self
+        moved = copy(self)  # as the real one: a new value on another interface, of the same planes
+        moved.external, moved.tunnels = external, tuple(copy(tunnel) for tunnel in self.tunnels)
+        for tunnel in moved.tunnels:
+            tunnel.mtu = external.mtu - {4: 28, 6: 48}[tunnel.family]
+        moved.mtu = min((tunnel.mtu for tunnel in moved.tunnels), default=external.mtu)
+        return moved
+
+    def attrs(self) -> LeaseAttrs:
+        assert self.external
+        return LeaseAttrs(self.external.public_address, self.external.public_address6)
+
+    def direct(self, _: Lease) -> tuple[DirectRoute, ...]:
+        return ()
+
+    def all_closed(self) -> bool:
+        return all(tunnel.all_closed() for tunnel in self.tunnels)

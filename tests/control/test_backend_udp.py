@@ -9,7 +9,7 @@ from flannel_udp import logs
 from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_PORT
 from flannel_udp.backend import BACKENDS, backend_of
 from flannel_udp.backend.peers import NextHop, PeerRoutes
-from flannel_udp.backend.udp import UdpBackend
+from flannel_udp.backend.udp import UdpBackend, UdpTunnel
 from flannel_udp.config import parse_network_config
 from flannel_udp.errors import ConfigError, LeaseError, UnderlayError
 from flannel_udp.lease import Lease, LeaseAttrs, encode_attrs
@@ -22,6 +22,10 @@ ETH0 = ExternalInterface("eth0", 2, 1500, IPv4Address("192.0.2.1"), None, IPv4Ad
 
 def made(text: str = '{"Network": "10.5.0.0/16"}', external: ExternalInterface = ETH0) -> UdpBackend:
     return UdpBackend(parse_network_config(text), external, NodeOptions())
+
+
+def tunnel(text: str = '{"Network": "10.5.0.0/16"}') -> UdpTunnel:
+    return made(text).tunnels[0]
 
 
 def lease(subnet: str, public_ip: str | None = "192.0.2.2", backend_type: str = "") -> Lease:
@@ -42,8 +46,8 @@ def test_mtu(text: str, mtu: int, expected: int) -> None:
 
 
 def test_ports() -> None:
-    assert made().port == UDP_PORT
-    assert made('{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 7890}}').port == 7890
+    assert tunnel().port == UDP_PORT
+    assert tunnel('{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 7890}}').port == 7890
 
 
 def test_an_interface_that_will_not_do_is_refused() -> None:
@@ -54,13 +58,13 @@ def test_an_interface_that_will_not_do_is_refused() -> None:
 
 
 def test_tunnel_address_is_the_subnets_own_and_alone() -> None:
-    assert made().tunnel(lease("10.5.3.0/24")) == IPv4Interface("10.5.3.0/32")
+    assert tunnel().tunnel(lease("10.5.3.0/24")) == IPv4Interface("10.5.3.0/32")
 
 
 def test_a_peer_is_reached_at_its_public_address_and_our_port() -> None:
     hop = NextHop(IPv4Network("10.5.3.0/24"), IPv4Address("192.0.2.2"), UDP_PORT)
-    assert made().next_hop(lease("10.5.3.0/24")) == hop
-    assert made().next_hop(lease("10.5.3.0/24", backend_type="udp")) == hop
+    assert tunnel().next_hop(lease("10.5.3.0/24")) == hop
+    assert tunnel().next_hop(lease("10.5.3.0/24", backend_type="udp")) == hop
 
 
 @pytest.mark.parametrize(("peer", "reason"), [
@@ -73,7 +77,7 @@ def test_a_peer_is_reached_at_its_public_address_and_our_port() -> None:
 ])
 def test_who_cannot_be_reached_is_refused_with_the_reason(peer: Lease, reason: str) -> None:
     with pytest.raises(LeaseError, match=f"^{reason}$"):
-        made().next_hop(peer)
+        tunnel().next_hop(peer)
 
 
 def test_the_table() -> None:
@@ -106,7 +110,7 @@ def routed(table: Table) -> dict[str, str]:
 
 
 def peers(table: Table) -> PeerRoutes:
-    return PeerRoutes(made(), table)  # type: ignore[arg-type]
+    return PeerRoutes(tunnel(), table)  # type: ignore[arg-type]
 
 
 def test_peers_come_move_and_go() -> None:

@@ -99,10 +99,10 @@ def test_stop_during_the_start(node: Node, step: str) -> None:
 FAILURES: list[tuple[str, Callable[[Node], Any], str]] = [
     ("backend", lambda node: node.backend.refusals.update(make=ConfigError("no such backend")), "no such backend"),
     ("interface", lambda node: node.links.devices.clear(), "no external interface"),
-    ("sockets", lambda node: node.backend.refusals.update(open_sockets=UnderlayError("port in use")), "port in use"),
-    ("tun", lambda node: node.backend.refusals.update(check_device=TunError("no tun")), "no tun"),
+    ("sockets", lambda node: node.tunnel.refusals.update(open_sockets=UnderlayError("port in use")), "port in use"),
+    ("tun", lambda node: node.tunnel.refusals.update(check_device=TunError("no tun")), "no tun"),
     ("lease", lambda node: setattr(node.manager, "leases", [OutOfSubnets("all taken")]), "all taken"),
-    ("device", lambda node: node.backend.refusals.update(open_device=TunError("route taken")), "route taken"),
+    ("device", lambda node: node.tunnel.refusals.update(open_device=TunError("route taken")), "route taken"),
     ("control", lambda node: node.options.run_dir.joinpath("control.sock").mkdir(parents=True), "not a socket"),
 ]
 
@@ -119,7 +119,7 @@ def test_failure_of_any_step_is_one_line_and_leaves_nothing(
 
 
 def test_devices_are_tried_before_a_lease_is_taken(node: Node) -> None:
-    node.backend.refusals["check_device"] = TunError("no tun")
+    node.tunnel.refusals["check_device"] = TunError("no tun")
     assert node.run() == 1
     assert "acquire" not in node.manager.deeds
 
@@ -255,12 +255,12 @@ def test_changed_configuration_is_not_obeyed_but_said(node: Node, said: io.Strin
 def test_deleted_device_is_made_again_with_patience(node: Node) -> None:
     with node.running():
         node.manager.post(PeersChanged((lease("10.5.2.0/24", "192.0.2.2"),), ()))
-        node.backend.refusals["open_device"] = TunError("cannot open")
+        node.tunnel.refusals["open_device"] = TunError("cannot open")
         del node.links.devices[10]
         node.links.post(LinkEvent("link gone", 10, "flannel0"))
         wait_until(lambda: (node.asked() or {})["warnings"] == ["no packets pass: cannot open"], "status says it")
         assert (node.asked() or {})["devices"] == []
-        del node.backend.refusals["open_device"]
+        del node.tunnel.refusals["open_device"]
         wait_until(lambda: node.plane.running, "it is made again")
         wait_until(lambda: (node.asked() or {})["warnings"] == [], "and well")
         assert node.plane.starts == 2
@@ -406,7 +406,7 @@ def test_what_was_given_up_is_logged_and_shown(node: Node, said: io.StringIO) ->
 
 
 def test_queues_that_cannot_be_steered_are_said_once_and_stand_in_the_status(node: Node, said: io.StringIO) -> None:
-    node.backend.unsteered = "one queue instead of 4: not permitted"
+    node.tunnel.unsteered = "one queue instead of 4: not permitted"
     with node.running():
         wait_until(lambda: (node.asked() or {})["devices"][0]["index"] == 10, "it is open")
         status = node.asked() or {}

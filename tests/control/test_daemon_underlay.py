@@ -37,8 +37,8 @@ def test_another_address_is_gone_over_to_and_told(node: Node) -> None:
     with node.running():
         readdress(node)
         wait_until(lambda: public_ip(node) == "192.0.2.77", "peers are told")
-        assert (node.plane.starts, node.plane.running, len(node.backend.queues)) == (2, True, 1)  # the device stays
-        assert [one.fileno() >= 0 for one in node.backend.sockets] == [False, False, True, True]
+        assert (node.plane.starts, node.plane.running, len(node.tunnel.queues)) == (2, True, 1)  # the device stays
+        assert [one.fileno() >= 0 for one in node.tunnel.sockets] == [False, False, True, True]
         assert node.plane.published == {"10.5.2.0/24": "192.0.2.2:8285"}
         asked = node.asked()
         assert asked
@@ -101,10 +101,10 @@ def test_peers_are_told_again_until_they_are(node: Node, said: io.StringIO, erro
 
 def test_sockets_that_cannot_be_had_break_the_path_until_they_can(node: Node, said: io.StringIO) -> None:
     with node.running():
-        node.backend.refusals["open_sockets"] = UnderlayError("port in use")
+        node.tunnel.refusals["open_sockets"] = UnderlayError("port in use")
         readdress(node)
         wait_until(lambda: "data path broken" in said.getvalue(), "it is said")
-        del node.backend.refusals["open_sockets"]
+        del node.tunnel.refusals["open_sockets"]
         wait_until(lambda: "data path mended" in said.getvalue(), "it is mended")
         assert node.plane.running
 
@@ -140,7 +140,7 @@ def test_a_release_that_fails_is_said(node: Node, said: io.StringIO) -> None:
 def test_a_failed_start_releases_nothing(node: Node, tmp_path: Path) -> None:
     del tmp_path
     node.options = replace(node.options, release_on_exit=True)
-    node.backend.refusals["open_device"] = UnderlayError("route taken")
+    node.tunnel.refusals["open_device"] = UnderlayError("route taken")
     assert node.run() == 1
     assert "release" not in node.manager.deeds
 

@@ -34,8 +34,9 @@ def figures(peers: int = 1, **changed: Any) -> dict[str, Any]:  # noqa: ANN401 -
         "registry": {"up": False, "lag": 71.5, "renewals": 1, "resyncs": 2, "lost_races": 3, "skipped_keys": 4,
                      "errors": 5},
         "lease": {"subnet": "10.5.1.0/24", "ipv6_subnet": "", "expiry": 1.8e9, "age": 12.5},
-        "path": {"up": True, "breaks": 6}, "offloads": OFFLOADS, "peers": peers, "skipped_peers": 7,
-        **forwarder.status(), **changed}
+        "paths": [{"family": "ipv4", "up": True, "breaks": 6, "offloads": OFFLOADS, "peers": peers, "skipped_peers": 7,
+                   **forwarder.status()}],
+        **changed}
 
 
 def families(told: dict[str, Any]) -> dict[str, Metric]:
@@ -58,7 +59,7 @@ def samples(told: dict[str, Any]) -> dict[tuple[str, ...], float]:
 def counted(told: dict[str, Any], kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Every counter of the data plane: direction, name, and where its count stands."""
     for direction in DIRECTIONS:
-        for name, counter in told["counters"][direction][kind].items():
+        for name, counter in told["paths"][0]["counters"][direction][kind].items():
             yield direction, name, counter
 
 
@@ -70,7 +71,7 @@ def test_every_outcome_is_exposed_exactly_once() -> None:
     seen = 0
     for direction, name, counter in counted(told, "outcomes"):
         passed = name in ("sent", "delivered")
-        key = ("packets_total", direction) if passed else ("dropped_packets_total", direction, name)
+        key = ("packets_total", direction, "ipv4") if passed else ("dropped_packets_total", direction, "ipv4", name)
         assert [series for series, value in exposed.items() if value == counter["count"]] == [key]
         seen += 1
     assert seen == sum(2 if way == "both" else 1 for _, way, _ in OUTCOMES)
@@ -86,7 +87,7 @@ def test_every_event_is_exposed_exactly_once() -> None:
     exposed = samples(told)
     for direction, name, counter in counted(told, "events"):
         assert [series for series, value in exposed.items() if value == counter["count"]] == [
-            (f"{name}_total", direction)]
+            (f"{name}_total", direction, "ipv4")]
     assert len(list(counted(told, "events"))) == 2 * len(EVENTS)
 
 
@@ -97,10 +98,12 @@ def test_figures_of_the_node() -> None:
         "ready": 1, "config_changed": 1, "config_invalid": 0, "registry_up": 0, "watch_lag_seconds": 71.5,
         "lease_renewals_total": 1, "registry_resyncs_total": 2, "lease_lost_races_total": 3,
         "registry_skipped_keys_total": 4, "registry_errors_total": 5, "lease_expiry_timestamp_seconds": 1.8e9,
-        "lease_age_seconds": 12.5, "data_path_up": 1, "data_path_breaks_total": 6, "peers": 1, "skipped_peers": 7,
-        "fib_routes": 1, "fib_cells": 65536}
+        "lease_age_seconds": 12.5}
     assert {name: exposed[name,] for name in expected} == expected
-    assert exposed["fib_bytes",] > 65536
+    of_the_path = {"data_path_up": 1, "data_path_breaks_total": 6, "peers": 1, "skipped_peers": 7, "fib_routes": 1,
+                   "fib_cells": 65536}
+    assert {name: exposed[name, "ipv4"] for name in of_the_path} == of_the_path
+    assert exposed["fib_bytes", "ipv4"] > 65536
     assert exposed["problem", "route"] == exposed["problem", 'odd "one"\n'] == 1
     assert families(told)["build_info"].samples[0].labels["version"] == "0.1.0"
     assert families(told)["lease_info"].samples[0].labels == {"subnet": "10.5.1.0/24", "ipv6_subnet": ""}
@@ -109,7 +112,7 @@ def test_figures_of_the_node() -> None:
 
 def test_each_offload_is_in_one_state() -> None:
     exposed = samples(figures())
-    states = {(offload, state): value for (name, offload, state), value in
+    states = {(offload, state): value for (name, _, offload, state), value in
               ((key, value) for key, value in exposed.items() if key[0] == "offload")}
     assert {offload for offload, _ in states} == {*TUN_OFFLOADS, *UDP_OFFLOADS}
     assert len(states) == 4 * 8
@@ -130,7 +133,15 @@ def test_before_there_is_a_data_path_there_is_what_there_is() -> None:
             if name in ("version", "ready", "config", "problems", "registry")}
     exposed = samples(told)
     assert ("ready",) in exposed
-    assert ("data_path_up",) not in exposed
+    assert ("data_path_up", "ipv4") not in exposed
+
+
+def test_each_family_is_told_apart_and_a_backend_without_any_has_none() -> None:
+    path, = figures()["paths"]
+    both = samples(figures(paths=[path, {**path, "family": "ipv6", "up": False}]))
+    assert (both["data_path_up", "ipv4"], both["data_path_up", "ipv6"]) == (1, 0)
+    assert len(both) - len(samples(figures())) == sum(key[-1] == "ipv6" or "ipv6" in key for key in both)
+    assert not [key for key in samples(figures(paths=[])) if "ipv4" in key]
 
 
 def test_who_asks_for_openmetrics_gets_it() -> None:
@@ -142,7 +153,7 @@ def test_who_asks_for_openmetrics_gets_it() -> None:
 
 def test_a_scrape_costs_the_same_however_many_peers_there_are() -> None:
     assert len(samples(figures(3))) == len(samples(figures(10_000)))
-    assert samples(figures(10_000))["peers",] == 10_000
+    assert samples(figures(10_000))["peers", "ipv4"] == 10_000
 
 
 @pytest.mark.parametrize("family", families(figures()).values(), ids=lambda family: family.name)

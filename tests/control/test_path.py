@@ -8,7 +8,7 @@ from flannel_udp.backend import path as path_module
 from flannel_udp.backend.path import DELAY_MAX, DELAY_MIN, HELD, DataPath, LoopEnded
 from flannel_udp.errors import TunError
 
-from .fakes import FakeBackend, FakeLinks, lease
+from .fakes import FakeLinks, FakeTunnel, lease
 
 
 class Clock:
@@ -29,15 +29,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend(FakeLinks())
+def tunnel() -> FakeTunnel:
+    return FakeTunnel(FakeLinks())
 
 
 @pytest.fixture
-def path(backend: FakeBackend, clock: Clock) -> Iterator[DataPath]:
+def path(tunnel: FakeTunnel, clock: Clock) -> Iterator[DataPath]:
     del clock
     events: list[LoopEnded] = []
-    path = DataPath(backend, backend.links, events.append)
+    path = DataPath(tunnel, tunnel.links, events.append)
     path.open(lease("10.5.1.0/24"))
     yield path
     path.close()
@@ -54,12 +54,12 @@ def delays(path: DataPath, clock: Clock, tries: int) -> list[float]:
     return waited
 
 
-def test_delays_grow_for_as_long_as_the_path_stays_broken(path: DataPath, backend: FakeBackend, clock: Clock) -> None:
-    backend.refusals["open_device"] = TunError("cannot open")
+def test_delays_grow_for_as_long_as_the_path_stays_broken(path: DataPath, tunnel: FakeTunnel, clock: Clock) -> None:
+    tunnel.refusals["open_device"] = TunError("cannot open")
     clock.now += 2 * HELD
     path.broke("deleted")
     assert delays(path, clock, 12) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, *[DELAY_MAX] * 5]
-    del backend.refusals["open_device"]
+    del tunnel.refusals["open_device"]
     delays(path, clock, 1)
     assert path.retry_at is None
 

@@ -115,15 +115,15 @@ def test_a_registry_that_is_away_is_missing_after_its_grace(node: Node) -> None:
 def test_a_broken_data_path_is_missing(node: Node) -> None:
     with node.running():
         before = figures(node)
-        assert (before["data_path_up"], before["data_path_breaks_total"]) == (1, 0)
-        node.backend.refusals["open_device"] = TunError("cannot open")
+        assert (before["data_path_up ipv4"], before["data_path_breaks_total ipv4"]) == (1, 0)
+        node.tunnel.refusals["open_device"] = TunError("cannot open")
         del node.links.devices[10]
         node.links.post(LinkEvent("link gone", 10, "flannel0"))
         wait_until(lambda: missing(node) == ["data path: no packets pass: cannot open"], "it is said")
         after = figures(node)
-        assert after["data_path_up"] == 0
-        assert after["data_path_breaks_total"] >= 2
-        del node.backend.refusals["open_device"]
+        assert after["data_path_up ipv4"] == 0
+        assert after["data_path_breaks_total ipv4"] >= 2
+        del node.tunnel.refusals["open_device"]
         wait_until(lambda: missing(node) == [], "it is mended")
 
 
@@ -163,7 +163,7 @@ def test_a_frozen_owner_is_neither_healthy_nor_ready(node: Node, monkeypatch: py
         assert get(node, "/metrics") == (503, [words])
         gate.set()
         wait_until(lambda: get(node, "/healthz")[0] == 200, "it is well again")
-        assert figures(node)["peers"] == 1
+        assert figures(node)["peers ipv4"] == 1
 
 
 def test_a_health_port_in_use_ends_the_start_and_leaves_nothing(node: Node, capfd: pytest.CaptureFixture[str]) -> None:

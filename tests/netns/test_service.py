@@ -130,17 +130,17 @@ def test_pages_and_systemd_tell_of_a_nodes_life(services: list[Service]) -> None
     before, size = one.figures(), 84  # of a ping as it is sent by default
     assert one.node.pods[0].ping(two.node.pods[0].address, count=3).returncode == 0
     one.node.pods[0].ping("10.5.255.9", "-W", "1")
-    wait_until(lambda: one.figures()["dropped_packets_total", "out", "no_route"] == 1, "the drop is told")
+    wait_until(lambda: one.figures()["dropped_packets_total", "out", "ipv4", "no_route"] == 1, "the drop is told")
     after = one.figures()
     for direction in ("out", "in"):
-        assert after["packets_total", direction] - before["packets_total", direction] == 3
-        assert after["bytes_total", direction] - before["bytes_total", direction] == 3 * size
-    assert after["peers",] == 1
+        assert after["packets_total", direction, "ipv4"] - before["packets_total", direction, "ipv4"] == 3
+        assert after["bytes_total", direction, "ipv4"] - before["bytes_total", direction, "ipv4"] == 3 * size
+    assert after["peers", "ipv4"] == 1
     assert after["watch_lag_seconds",] < DEADLINE
     assert after["lease_expiry_timestamp_seconds",] > time.time() + 80000
     assert 0 <= after["lease_age_seconds",] < DEADLINE
     for direction, counters in one.status()["counters"].items():
-        told = after["packets_total", direction] + sum(
+        told = after["packets_total", direction, "ipv4"] + sum(
             value for key, value in after.items() if key[:2] == ("dropped_packets_total", direction))
         assert counters["packets"] == told
     one.process.send_signal(signal.SIGTERM)
