@@ -237,8 +237,10 @@ def _lease_row(lease: Lease, heard: dict[tuple[str, str], float | None]) -> dict
     values = {"subnet": lease.subnet, "ipv6_subnet": lease.ipv6_subnet, "public_ip": attrs.public_ip,
               "public_ipv6": attrs.public_ipv6}
     texts = {name: None if value is None else str(value) for name, value in values.items()}
+    ways = ((lease.subnet, attrs.public_ip), (lease.ipv6_subnet, attrs.public_ipv6))
+    times = [time for subnet, underlay in ways if (time := heard.get((str(subnet), str(underlay))))]
     return {**texts, "backend": attrs.backend_type, "expiry": lease.expiry, "reserved": lease.expiry is None,
-            "last_heard": heard.get((str(lease.subnet), str(attrs.public_ip)))}
+            "last_heard": max(times, default=None)}
 
 
 # -- status -----------------------------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ class Condition:
         assert self._carrier
         assert self._carrier.lease
         devices = [f"device {device['name']}" for device in self._carrier.devices()]
-        return ", ".join([f"subnet {self._carrier.lease.subnet}", *devices, f"{self._carrier.peer_count()} peers"])
+        subnets = [f"subnet {subnet}" for subnet in self._carrier.lease.subnets]
+        return ", ".join([*subnets, *devices, f"{self._carrier.peer_count()} peers"])
 
     def health(self) -> dict[str, Any]:
         """For /readyz."""

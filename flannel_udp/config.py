@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_PORT
+from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_OVERHEAD_V6, UDP_PORT
 from flannel_udp.errors import ConfigError
 from flannel_udp.foreign_json import read_json
 
 # flannel's backends; which of them this program has is for the table in backend/ to say.
 BACKEND_TYPES: Final = ("udp", "vxlan", "host-gw", "wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc")
 IPV4_MTU_MIN: Final = 68  # specification: RFC 791, 3.2, and Linux for a device with IPv4
-UDP_MTU_MIN: Final = IPV4_MTU_MIN + UDP_OVERHEAD_V4
+IPV6_MTU_MIN: Final = 1280  # specification: RFC 8200, 5, and Linux for a device with IPv6
+UDP_MTUS_MIN: Final = {4: IPV4_MTU_MIN + UDP_OVERHEAD_V4, 6: IPV6_MTU_MIN + UDP_OVERHEAD_V6}
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,13 @@ def parse_network_config(text: str | bytes) -> NetworkConfig:
 
 def parse_udp_config(config: NetworkConfig) -> UdpConfig:
     """Read the udp backend's own keys from `Backend`."""
-    if not config.enable_ipv4:
-        raise ConfigError('EnableIPv4 false: the backend "udp" carries IPv4 only; enable it or choose another backend')
     fields = _read_fields(config.backend, {"port": ("Port", _read_int), "mtu": ("MTU", _read_int)}, "Backend.")
     port, mtu = fields.get("Port", UDP_PORT), fields.get("MTU", 0)
     if not 1 <= port <= 65535:
         _refuse("Backend.Port", port, "a UDP port from 1 to 65535")
-    if mtu and not UDP_MTU_MIN <= mtu <= 65535:
-        _refuse("Backend.MTU", mtu, f"the underlay's MTU, from {UDP_MTU_MIN} to 65535, or 0 to ask the interface")
+    least = UDP_MTUS_MIN[6 if config.enable_ipv6 else 4]
+    if mtu and not least <= mtu <= 65535:
+        _refuse("Backend.MTU", mtu, f"the underlay's MTU, from {least} to 65535, or 0 to ask the interface")
     return UdpConfig(port, mtu or None)
 
 

@@ -126,9 +126,9 @@ class Daemon:
         self._links = self._stack.enter_context(Links())
         monitor = LinkMonitor(self._inbox.post)
         self._stack.callback(monitor.close)
-        self._external = find_external_interface(self._options, self._links)
-        _log.info("external interface", name=self._external.name, address=self._external.address,
-                  public=self._external.public_address, mtu=self._external.mtu, reason=self._external.reason)
+        self._families = {"ipv4": self._config.enable_ipv4, "ipv6": self._config.enable_ipv6}
+        self._external = find_external_interface(self._options, self._links, **self._families)
+        _log.info("external interface", **_told(self._external))
         backend = self._make_backend(self._config, self._external, self._options, self._links)
         self._carrier = Carrier(backend, self._links, self._inbox.post)
         self._condition.opened(self._carrier)
@@ -161,10 +161,7 @@ class Daemon:
     def _fetch_config(self) -> NetworkConfig:
         """The network configuration, waited for as long as it takes."""
         despite = (NoConfig, RegistryUnavailable, ConfigError)
-        config = self._insist("the network configuration", despite, self._manager.config)
-        if config.enable_ipv6 and config.backend_type == "udp":
-            _log.warning("the udp backend carries IPv4 only: the IPv6 subnet is leased but has no tunnel")
-        return config
+        return self._insist("the network configuration", despite, self._manager.config)
 
     def _insist(self, what: str, despite: tuple[type[FlannelUdpError], ...], call: Callable[..., R],
                 *args: object) -> R:
@@ -212,8 +209,9 @@ class Daemon:
         self._supervisor.status(self._condition.line())
         self._supervisor.ready()
         carrier = self._carrier
-        _log.info("ready", subnet=carrier.lease and carrier.lease.subnet,
-                  device=",".join(device["name"] for device in carrier.devices()) or None, mtu=carrier.backend.mtu,
+        assert carrier.lease
+        _log.info("ready", subnet=",".join(map(str, carrier.lease.subnets)),
+                  device=",".join(device["name"] for device in carrier.devices()) or "none", mtu=carrier.backend.mtu,
                   peers=carrier.peer_count(), subnet_file=self._options.subnet_file)
 
     # -- work ---------------------------------------------------------------------------------------------------------
@@ -303,21 +301,20 @@ class Daemon:
         """
         self._links_moved = False
         before = self._external
-        fresh = follow_external_interface(before, self._options, self._links)
-        address = fresh.address
-        self._problems.note("external", "" if address in self._carrier.addresses else
-                            f"the underlay address {address} is no longer on this host, and there is no other to "
-                            "choose: give it one")
+        fresh = follow_external_interface(before, self._options, self._links, **self._families)
+        here = self._carrier.addresses
+        gone = " and ".join(str(address) for address in fresh.addresses() if address not in here)
+        self._problems.note("external", gone and f"the underlay address {gone} is no longer on this host, and there is "
+                            "no other to choose: give it one")
         if fresh == before:
             return
         try:
             backend = self._make_backend(self._config, fresh, self._options, self._links)
         except FlannelUdpError as error:
-            self._problems.note("external", f"{error}; the underlay stays {before.address} on {before.name}")
+            self._problems.note("external", f"{error}; the underlay stays {_short(before)}")
             return
         self._external = fresh
-        _log.warning("external interface changed", name=fresh.name, address=fresh.address, public=fresh.public_address,
-                     mtu=fresh.mtu, reason=fresh.reason, before=f"{before.address} on {before.name}")
+        _log.warning("external interface changed", **_told(fresh), before=_short(before))
         moved = ((4, fresh.address != before.address), (6, fresh.address6 != before.address6))
         self._go_over(backend, {family for family, is_another in moved if is_another})
 
@@ -343,7 +340,9 @@ class Daemon:
             self._problems.note("update", "")
             if self._holds(answer.result):
                 self._carrier.renewed(answer.result)
-            _log.info("lease updated", lease=answer.result.key, public=answer.result.attrs.public_ip)
+            attrs = answer.result.attrs
+            public = [str(address) for address in (attrs.public_ip, attrs.public_ipv6) if address]
+            _log.info("lease updated", lease=answer.result.key, public=",".join(public))
         elif isinstance(answer.error, FlannelUdpError):
             self._problems.note("update", f"peers do not know this node's new address yet: {answer.error}")
             self._update_due = True  # with the next tick
@@ -451,6 +450,18 @@ class Daemon:
     def _status(self) -> dict[str, Any]:
         return {**status(self._started_at, self._external, self._carrier, self._problems),
                 "firewall": self._host.status()}
+
+
+def _told(external: ExternalInterface) -> dict[str, str]:
+    """For the log; a family that is not enabled has no addresses."""
+    told = {"name": external.name, "address": external.address, "public": external.public_address,
+            "address6": external.address6, "public6": external.public_address6, "mtu": external.mtu,
+            "reason": external.reason}
+    return {name: str(value) for name, value in told.items() if value is not None}
+
+
+def _short(external: ExternalInterface) -> str:
+    return f"{' and '.join(map(str, external.addresses()))} on {external.name}"
 
 
 def run(options: NodeOptions) -> int:

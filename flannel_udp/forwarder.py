@@ -234,7 +234,7 @@ class Forwarder:
 
         for number, loop in product(range(len(queues)), LOOPS[self._loops.threads]):
             cpu = self._loops.cpus[len(running.threads) % len(self._loops.cpus)] if self._loops.cpus else None
-            name = loop if len(queues) == 1 else f"{loop}/{number}"
+            name = (loop if self._network.version == 4 else f"{loop}6") + (f"/{number}" if len(queues) > 1 else "")
             running.threads.append(threading.Thread(target=run, args=(number, loop, cpu), name=name, daemon=True))
         for thread in running.threads:
             thread.start()

@@ -137,9 +137,8 @@ class Host:
 
     def _rules(self) -> Rules:
         lease, said = self._lease, self._options
-        subnets = (lease.subnet, lease.ipv6_subnet) if lease else ()
-        overlays = tuple(Overlay(network, subnet) for network in self._networks for subnet in subnets
-                         if subnet and takeover.within(subnet, network))
+        overlays = tuple(Overlay(network, subnet) for network in self._networks
+                         for subnet in (lease.subnets if lease else ()) if takeover.within(subnet, network))
         return Rules(overlays, said.ip_masq, said.iptables_forward_rules, not said.ip_masq_fully_random_disable)
 
     def _note_state(self) -> None:
@@ -167,7 +166,7 @@ class Host:
     def _blackholes(self) -> list[Network]:
         if not self._options.ip_blackhole_route or self._lease is None:
             return []
-        return [subnet for subnet in (self._lease.subnet, self._lease.ipv6_subnet) if subnet]
+        return list(self._lease.subnets)
 
     def _keep_blackholes(self) -> None:
         try:

@@ -63,6 +63,11 @@ class Lease:
         """The lease's key as flannel writes it."""
         return subnet_key(self.subnet, self.ipv6_subnet)
 
+    @property
+    def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """That of each family it has one of."""
+        return tuple(subnet for subnet in (self.subnet, self.ipv6_subnet) if subnet)
+
     def same_as(self, other: Lease | None) -> bool:
         """Whether both say the same to a data plane: all but expiry and revision, which each renewal changes."""
         if other is None:

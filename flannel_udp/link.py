@@ -34,6 +34,8 @@ class LinkAddress:
     deprecated: bool = False
     temporary: bool = False
     """An IPv6 privacy address (RFC 8981)."""
+    tentative: bool = False
+    """Still, or in vain, probed for duplicates (RFC 4862, 5.4): nothing can be bound to it."""
 
     @property
     def ip(self) -> Address:

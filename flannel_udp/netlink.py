@@ -24,6 +24,7 @@ from flannel_udp.link import Address, EventKind, Interface, Link, LinkAddress, L
 
 IFF_UP = 0x1  # linux/if.h
 IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80  # linux/if_addr.h; 0x01 is SECONDARY in IPv4
+IFA_F_TENTATIVE = 0x40  # stays set beside IFA_F_DADFAILED
 Message: TypeAlias = Any  # what pyroute2 parsed: it comes without types
 AF_BRIDGE = 7  # linux/socket.h
 MAIN_TABLE, RTN_BLACKHOLE = 254, 6  # linux/rtnetlink.h
@@ -296,7 +297,8 @@ def _address(message: Message) -> LinkAddress:
     flags = message.get_attr("IFA_FLAGS") or message["flags"]
     return LinkAddress(message["index"], ip_interface(f"{ours}/{message['prefixlen']}"), bool(flags & IFA_F_PERMANENT),
                        bool(flags & IFA_F_DEPRECATED),
-                       bool(flags & IFA_F_TEMPORARY) and message["family"] == socket.AF_INET6)
+                       bool(flags & IFA_F_TEMPORARY) and message["family"] == socket.AF_INET6,
+                       bool(flags & IFA_F_TENTATIVE))
 
 
 def _route(message: Message) -> Route:

@@ -253,7 +253,7 @@ def _rival(tun: Tun, links: TunLinks) -> str:
         return ""
     other = next((link.name for index in others if index is not None and (link := links.link(index))), "another link")
     return (f"the route {tun.network} is taken by {other}: stop the flannel that runs here, or delete what it "
-            f"left (ip route del {tun.network} dev {other})")
+            f"left (ip{' -6' if tun.network.version == 6 else ''} route del {tun.network} dev {other})")
 
 
 def _quieten(tun: Tun, links: TunLinks) -> Iterator[str]:

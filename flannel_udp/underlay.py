@@ -50,6 +50,10 @@ class ExternalInterface:
     reason: str
     """Why this one, for the log."""
 
+    def addresses(self) -> list[Address]:
+        """Those bound to, of each family that is in use."""
+        return [address for address in (self.address, self.address6) if address]
+
 
 @dataclass(frozen=True)
 class UnderlaySockets:
@@ -344,7 +348,8 @@ class _Finder:
         def rank(one: LinkAddress) -> tuple[bool, bool, bool]:
             return one.ip.is_link_local, not one.permanent, one.temporary
 
-        fit = [one for one in self._links.addresses(link.index, version) if not one.deprecated and _is_unicast(one.ip)]
+        fit = [one for one in self._links.addresses(link.index, version)
+               if not one.deprecated and not one.tentative and _is_unicast(one.ip)]
         return [one.ip for one in sorted(fit, key=rank)]
 
     def _told_links(self) -> str:
@@ -352,7 +357,8 @@ class _Finder:
 
     def _told_addresses(self) -> str:
         names = {link.index: link.name for link in self._links.links()}
-        return _listed(f"{names.get(one.index, one.index)} {one.ip}" for one in self._links.addresses())
+        return _listed(f"{names.get(one.index, one.index)} {one.ip}{' (not yet usable)' if one.tentative else ''}"
+                       for one in self._links.addresses())
 
 
 def _parsed(text: str) -> Address | None:

@@ -145,7 +145,7 @@ class Carrier:
 
     def troubles(self) -> list[str]:
         """Why no packets of a family pass, a line for each that is broken."""
-        return [f"no packets pass: {path.trouble}" for path in self.paths if path.tun is None]
+        return [line for path in self.paths if (line := path.no_packets())]
 
     def notices(self) -> list[Notice]:
         """What the log should say of packets since the last call."""

@@ -36,6 +36,9 @@ def underlay_of(external: ExternalInterface, family: int) -> Address:
     address = external.address if family == 4 else external.address6
     if address is None:
         raise UnderlayError(f"interface {external.name} has no IPv{family} address")
+    if family == 6 and address.is_link_local:
+        raise UnderlayError(f"interface {external.name} has no IPv6 address but {address}, which is good for one link "
+                            "alone: give it another")
     return address
 
 
@@ -58,6 +61,6 @@ def host_of(lease: Lease, family: int) -> Address:
     address = lease.attrs.public_ip if family == 4 else lease.attrs.public_ipv6
     if address is None:
         raise LeaseError(f"tells no {PUBLIC[family]}")
-    if address.is_multicast or address.is_loopback or address == _BROADCAST:
+    if address.is_multicast or address.is_loopback or address == _BROADCAST or family == 6 and address.is_link_local:
         raise LeaseError(f"{PUBLIC[family]} {address} is not the address of one host")
     return address

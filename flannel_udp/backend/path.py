@@ -183,7 +183,8 @@ class DataPath:
         if self.retry_at is None and now - self._opened_at > HELD:  # a retry that fails was never open
             self._delay = DELAY_MIN
         self.trouble, self.retry_at = reason, now + self._delay
-        _log.warning("data path broken", reason=reason, retry_in=f"{self._delay:.1f}s")
+        _log.warning("data path broken", family=f"IPv{self.tunnel.family}", reason=reason,
+                     retry_in=f"{self._delay:.1f}s")
         self._delay = min(2 * self._delay, DELAY_MAX)
 
     def mend(self) -> bool:
@@ -202,11 +203,15 @@ class DataPath:
     def warnings(self) -> list[str]:
         """What stands in the way of packets: some of it known since the device was made, some read anew."""
         if self.tun is None:
-            return [f"no packets pass: {self.trouble}"]
+            return [self.no_packets()]
         at_first = [line for line in self.tun.warnings if line.startswith("/proc/sys")]
         if self.tun.unsteered:
             at_first.append(self.tun.unsteered)
         return at_first + host_warnings(self.tun.name, self.tun.network.version)
+
+    def no_packets(self) -> str:
+        """Why none pass; empty while they do."""
+        return f"no IPv{self.tunnel.family} packets pass: {self.trouble}" if self.tun is None else ""
 
     def devices(self) -> list[dict[str, Any]]:
         """The device, for the status."""

@@ -1,18 +1,19 @@
 """flannel's udp backend: one raw IP packet per datagram, port 8285 at both ends, nothing else.
 
 A udp lease says the public address and no more, neither backend nor port: each node uses its own configured port for
-all. IPv4 only, as flannel's; the IPv6 subnet of a dual-stack lease has no tunnel here.
+all. flannel's carries IPv4 only. Here IPv6 is carried in the same way, between IPv6 addresses and by a device of its
+own, where the configuration enables it: an extension, which flannel's nodes leave alone.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flannel_udp._dataplane import UDP_OVERHEAD_V4
-from flannel_udp.backend.family import host_of, network_of, subnet_of, tunnel_of, underlay_of
+from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_OVERHEAD_V6
+from flannel_udp.backend.family import families_of, host_of, network_of, subnet_of, tunnel_of, underlay_of
 from flannel_udp.backend.peers import DirectRoute, NextHop
-from flannel_udp.config import UDP_MTU_MIN, parse_udp_config
-from flannel_udp.errors import ConfigError, LeaseError, UnderlayError
+from flannel_udp.config import UDP_MTUS_MIN, parse_udp_config
+from flannel_udp.errors import LeaseError, UnderlayError
 from flannel_udp.forwarder import Encapsulation, Forwarder, Loops
 from flannel_udp.lease import LeaseAttrs
 from flannel_udp.steering import steer
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from flannel_udp.tun import Tun, TunLinks
     from flannel_udp.underlay import ExternalInterface, UnderlayLinks, UnderlaySockets
 
-DEVICES = {4: "flannel%d"}  # specification: flannel's pattern
-OVERHEADS = {4: UDP_OVERHEAD_V4}
-MTUS_MIN = {4: UDP_MTU_MIN}
+# Specification: flannel's pattern. Our choice: one that neither it nor the names of flannel's other backends ever meet.
+DEVICES = {4: "flannel%d", 6: "flannel-v6-%d"}
+OVERHEADS = {4: UDP_OVERHEAD_V4, 6: UDP_OVERHEAD_V6}
 
 
 class UdpBackend:
@@ -39,15 +40,13 @@ class UdpBackend:
 
     def __init__(self, config: NetworkConfig, external: ExternalInterface, options: NodeOptions,
                  _links: UnderlayLinks | None = None) -> None:
-        if config.network is None:
-            raise ConfigError("Network is missing: the udp backend carries IPv4")
-        self.tunnels = (UdpTunnel(4, config, external, options),)
+        self.tunnels = tuple(UdpTunnel(family, config, external, options) for family in families_of(config))
         self.mtu = min(tunnel.mtu for tunnel in self.tunnels)
-        self._public_address = external.public_address
+        self._attrs = LeaseAttrs(external.public_address, external.public_address6)
 
     def attrs(self) -> LeaseAttrs:
-        """The public address, and nothing else: byte for byte flannel's."""
-        return LeaseAttrs(self._public_address)
+        """The public addresses, and nothing else: of IPv4 byte for byte flannel's."""
+        return self._attrs
 
     def direct(self, _lease: Lease) -> tuple[DirectRoute, ...]:
         """Nobody is reached past the tunnel, as with flannel."""
@@ -65,8 +64,9 @@ class UdpTunnel:
         self._network, self._subnet_len = network_of(config, family)
         self._address = underlay_of(external, family)
         underlay_mtu = keys.mtu or external.mtu
-        if underlay_mtu < MTUS_MIN[family]:
-            raise UnderlayError(f"interface {external.name} has MTU {underlay_mtu}; udp needs {MTUS_MIN[family]}")
+        if underlay_mtu < UDP_MTUS_MIN[family]:
+            raise UnderlayError(f"interface {external.name} has MTU {underlay_mtu}; udp over IPv{family} needs "
+                                f"{UDP_MTUS_MIN[family]}")
         self.mtu = underlay_mtu - OVERHEADS[family]
         self.port = keys.port
         self._options = options

@@ -71,12 +71,12 @@ class PeerTable:
 
         Only a registry that others wrote to without the guard of ours has such pairs.
         """
-        keys = {key for lease in deleted for subnet in _subnets(lease) for key in self._holders.get(subnet, ())}
+        keys = {key for lease in deleted for subnet in lease.subnets for key in self._holders.get(subnet, ())}
         return [lease for key in sorted(keys) if (lease := self.leases[key]) not in put]
 
     def _hold(self, key: str, lease: Lease) -> None:
         if key not in self.leases:  # otherwise its subnets are the same as before: they are what the key says
-            for subnet in _subnets(lease):
+            for subnet in lease.subnets:
                 others = self._holders.setdefault(subnet, (key,))
                 if key not in others:
                     self._holders[subnet] = (*others, key)
@@ -84,11 +84,7 @@ class PeerTable:
 
     def _drop(self, key: str) -> None:
         lease = self.leases.pop(key, None)
-        for subnet in _subnets(lease) if lease else ():
+        for subnet in lease.subnets if lease else ():
             others = tuple(other for other in self._holders.pop(subnet) if other != key)
             if others:
                 self._holders[subnet] = others
-
-
-def _subnets(lease: Lease) -> tuple[Network, ...]:
-    return tuple(subnet for subnet in (lease.subnet, lease.ipv6_subnet) if subnet)

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,26 @@ from flannel_udp.daemon import Daemon
 from flannel_udp.errors import (
     ControlError,
 )
+from flannel_udp.link import LinkAddress
 from flannel_udp.options import NodeOptions
 from flannel_udp.subnet_env import read_subnet_env
 
 from ..conftest import wait_until
-from .fakes import FakeBackend, FakeFirewall, FakeLinks, FakeManager, FakePlane, FakeTunnel
+from .fakes import CONFIGS, FakeBackend, FakeFirewall, FakeLinks, FakeManager, FakePlane, FakeTunnel, lease_of
 
 
 class Node:
     """A daemon in a thread, and what stands around it."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, families: Sequence[int] = (4,)) -> None:
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, families: tuple[int, ...] = (4,),
+                 tunnelled: Sequence[int] | None = None) -> None:
         self.options = NodeOptions(run_dir=root / "run", state_dir=root / "state", subnet_file=root / "subnet.env")
-        self.manager = FakeManager()
+        own = lease_of(families, 1, 1)
+        self.manager = FakeManager(configs=[CONFIGS[families]], leases=[own], updates=[own], attrs=own.attrs)
         self.links = FakeLinks()
-        self.backend = FakeBackend(self.links, families)
+        if 6 in families:
+            self.links.here.append(LinkAddress(2, ip_interface("2001:db8::1/64")))
+        self.backend = FakeBackend(self.links, families if tunnelled is None else tunnelled)
         self.tunnels = {tunnel.family: tunnel for tunnel in self.backend.tunnels}
         self.firewall = FakeFirewall()
         self.left: list[Any] = []

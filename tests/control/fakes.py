@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface, ip_network
 from typing import Any
 
 from flannel_udp.backend.family import subnet_of, tunnel_of
@@ -22,12 +22,27 @@ from flannel_udp.tun import Tun, TunLinks
 from flannel_udp.underlay import ExternalInterface, UnderlaySockets
 
 CONFIG = parse_network_config('{"Network": "10.5.0.0/16"}')
+# By the families that are enabled.
+CONFIGS = {
+    (4,): CONFIG,
+    (4, 6): parse_network_config('{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}'),
+    (6,): parse_network_config('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}'),
+}
 COUNTERS = ("renewals", "resyncs", "lost_races", "skipped_keys", "errors")
-OWN_ADDRESS = IPv4Address("192.0.2.1")
+OWN_ADDRESS, OWN_ADDRESS6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
 
 
 def lease(subnet: str, public_ip: str = "192.0.2.1", expiry: float | None = None) -> Lease:
     return Lease(IPv4Network(subnet), None, LeaseAttrs(IPv4Address(public_ip)), expiry, 1)
+
+
+def lease_of(families: Sequence[int], number: int, host: int) -> Lease:
+    """The lease of these families with the subnets of this number, of the host with this one."""
+    subnet = IPv4Network(f"10.5.{number}.0/24") if 4 in families else None
+    ipv6_subnet = IPv6Network(f"fd00:5:0:{number}::/64") if 6 in families else None
+    attrs = LeaseAttrs(IPv4Address(f"192.0.2.{host}") if 4 in families else None,
+                       IPv6Address(f"2001:db8::{host}") if 6 in families else None)
+    return Lease(subnet, ipv6_subnet, attrs, None, 1)
 
 
 def drawn(script: list[Any]) -> Any:  # noqa: ANN401 - whatever the script holds
@@ -49,6 +64,7 @@ class FakeManager:
     deeds: list[str] = field(default_factory=list)
     post: Callable[[SubnetEvent], None] = print
     refusal: FlannelUdpError | None = None
+    attrs: LeaseAttrs = LeaseAttrs(OWN_ADDRESS)
     lag: float = 0.0
     trouble: str = ""
 
@@ -58,13 +74,14 @@ class FakeManager:
         return config
 
     def acquire(self, attrs: LeaseAttrs) -> Lease:
-        assert attrs == LeaseAttrs(OWN_ADDRESS)
+        assert attrs == self.attrs
         self.deeds.append("acquire")
         acquired: Lease = drawn(self.leases)
         return acquired
 
     def update(self, attrs: LeaseAttrs) -> Lease:
-        self.deeds.append(f"update {attrs.public_ip}")
+        told = [str(address) for address in (attrs.public_ip, attrs.public_ipv6) if address]
+        self.deeds.append(f"update {' '.join(told)}")
         updated: Lease = drawn(self.updates)
         return replace(updated, attrs=attrs)
 
@@ -163,7 +180,7 @@ class FakeLinks:
         return [one for one in self.here if index in (None, one.index) and family in (None, one.ip.version)]
 
     def routes(self, family: int = 4) -> list[Route]:
-        return [Route(None, 2), *(Route(*one) for one in self.routed.items())] if family == 4 else []
+        return [Route(None, 2), *(Route(*one) for one in self.routed.items() if one[0].version == family)]
 
     def route_to(self, destination: Address) -> Route | None:
         raise AssertionError(f"nobody asked for {destination}")

@@ -1,12 +1,12 @@
 """backend: what a udp lease says, where a peer's lease sends packets, and who is left out and named."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
 
 from flannel_udp import logs
-from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_PORT
+from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_OVERHEAD_V6, UDP_PORT
 from flannel_udp.backend import BACKENDS, backend_of
 from flannel_udp.backend.peers import NextHop, PeerRoutes
 from flannel_udp.backend.udp import UdpBackend, UdpTunnel
@@ -17,6 +17,8 @@ from flannel_udp.link import Address, Network
 from flannel_udp.options import NodeOptions
 from flannel_udp.underlay import ExternalInterface
 
+SIX = '{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}'
+DUAL = '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}'
 ETH0 = ExternalInterface("eth0", 2, 1500, IPv4Address("192.0.2.1"), None, IPv4Address("203.0.113.1"), None, "")
 
 
@@ -28,6 +30,9 @@ def tunnel(text: str = '{"Network": "10.5.0.0/16"}') -> UdpTunnel:
     return made(text).tunnels[0]
 
 
+IPV6 = replace(ETH0, address6=IPv6Address("2001:db8::1"), public_address6=IPv6Address("2001:db8::cafe"))
+
+
 def lease(subnet: str, public_ip: str | None = "192.0.2.2", backend_type: str = "") -> Lease:
     attrs = LeaseAttrs(IPv4Address(public_ip) if public_ip else None, backend_type=backend_type)
     return Lease(IPv4Network(subnet), None, attrs, None, 1)
@@ -35,6 +40,46 @@ def lease(subnet: str, public_ip: str | None = "192.0.2.2", backend_type: str = 
 
 def test_a_lease_says_what_flannels_does() -> None:
     assert encode_attrs(made().attrs()) == b'{"PublicIP":"203.0.113.1","PublicIPv6":null}'
+
+
+def lease6(public_ipv6: str | None) -> Lease:
+    attrs = LeaseAttrs(None, IPv6Address(public_ipv6) if public_ipv6 else None)
+    return Lease(None, IPv6Network("fd00:5:0:3::/64"), attrs, None, 1)
+
+
+def test_ipv6_is_carried_in_the_same_way_where_it_is_enabled() -> None:
+    dual, only = made(DUAL, IPV6), made(SIX, replace(IPV6, address=None, public_address=None))
+    assert encode_attrs(dual.attrs()) == b'{"PublicIP":"203.0.113.1","PublicIPv6":"2001:db8::cafe"}'
+    assert encode_attrs(only.attrs()) == b'{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::cafe"}'
+    assert [tunnel.family for tunnel in (*dual.tunnels, *only.tunnels)] == [4, 6, 6]
+    assert [tunnel.mtu for tunnel in dual.tunnels] == [1500 - UDP_OVERHEAD_V4, 1500 - UDP_OVERHEAD_V6]
+    assert dual.mtu == only.mtu == 1500 - UDP_OVERHEAD_V6
+    six = only.tunnels[0]
+    assert six.tunnel(lease6("2001:db8::2")) == IPv6Interface("fd00:5:0:3::/128")
+    hop = NextHop(IPv6Network("fd00:5:0:3::/64"), IPv6Address("2001:db8::2"), UDP_PORT)
+    assert six.next_hop(lease6("2001:db8::2")) == hop
+
+
+@pytest.mark.parametrize(("peer", "reason"), [
+    (lease6(None), "tells no PublicIPv6"),
+    (lease6("fe80::1"), "PublicIPv6 fe80::1 is not the address of one host"),
+    (lease6("ff02::1"), "PublicIPv6 ff02::1 is not the address of one host"),
+    (lease6("::1"), "PublicIPv6 ::1 is not the address of one host"),
+    (lease("10.5.3.0/24"), "has no IPv6 subnet"),
+])
+def test_who_cannot_be_reached_over_ipv6_is_refused_with_the_reason(peer: Lease, reason: str) -> None:
+    with pytest.raises(LeaseError, match=f"^{reason}$"):
+        made(SIX, IPV6).tunnels[0].next_hop(peer)
+
+
+def test_an_interface_that_will_not_do_for_ipv6_is_refused() -> None:
+    with pytest.raises(UnderlayError, match="eth0 has no IPv6 address$"):
+        made(DUAL)
+    with pytest.raises(UnderlayError, match="eth0 has no IPv6 address but fe80::1, which is good for one link alone"):
+        made(DUAL, replace(IPV6, address6=IPv6Address("fe80::1")))
+    with pytest.raises(UnderlayError, match="eth0 has MTU 1327; udp over IPv6 needs 1328"):
+        made(DUAL, replace(IPV6, mtu=1327))
+    assert made(DUAL, replace(IPV6, mtu=1328)).mtu == 1280
 
 
 @pytest.mark.parametrize(("text", "mtu", "expected"), [
@@ -53,7 +98,7 @@ def test_ports() -> None:
 def test_an_interface_that_will_not_do_is_refused() -> None:
     with pytest.raises(UnderlayError, match="eth0 has no IPv4 address"):
         made(external=replace(ETH0, address=None))
-    with pytest.raises(UnderlayError, match="eth0 has MTU 90; udp needs 96"):
+    with pytest.raises(UnderlayError, match="eth0 has MTU 90; udp over IPv4 needs 96"):
         made(external=replace(ETH0, mtu=90))
 
 

@@ -258,7 +258,7 @@ def test_deleted_device_is_made_again_with_patience(node: Node) -> None:
         node.tunnel.refusals["open_device"] = TunError("cannot open")
         del node.links.devices[10]
         node.links.post(LinkEvent("link gone", 10, "flannel0"))
-        wait_until(lambda: (node.asked() or {})["warnings"] == ["no packets pass: cannot open"], "status says it")
+        wait_until(lambda: (node.asked() or {})["warnings"] == ["no IPv4 packets pass: cannot open"], "status says it")
         assert (node.asked() or {})["devices"] == []
         del node.tunnel.refusals["open_device"]
         wait_until(lambda: node.plane.running, "it is made again")

@@ -119,7 +119,7 @@ def test_a_broken_data_path_is_missing(node: Node) -> None:
         node.tunnel.refusals["open_device"] = TunError("cannot open")
         del node.links.devices[10]
         node.links.post(LinkEvent("link gone", 10, "flannel0"))
-        wait_until(lambda: missing(node) == ["data path: no packets pass: cannot open"], "it is said")
+        wait_until(lambda: missing(node) == ["data path: no IPv4 packets pass: cannot open"], "it is said")
         after = figures(node)
         assert after["data_path_up ipv4"] == 0
         assert after["data_path_breaks_total ipv4"] >= 2

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,16 @@ class Daemon:
         subnet = read_subnet_env(self.home / "subnet.env").subnet
         assert subnet
         return subnet
+
+    def ipv6_subnet(self) -> IPv6Network:
+        subnet = read_subnet_env(self.home / "subnet.env").ipv6_subnet
+        assert subnet
+        return subnet
+
+    def law_holds(self) -> bool:
+        """Whether packets in are the sum of outcomes, each way; true once no packet is on its way."""
+        return all(direction["packets"] == sum(outcome["count"] for outcome in direction["outcomes"].values())
+                   for direction in self.status()["counters"].values())
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)

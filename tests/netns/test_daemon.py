@@ -29,11 +29,6 @@ def registry(tmp_path: Path) -> str:
     return url
 
 
-def law_holds(daemon: Daemon) -> bool:
-    return all(direction["packets"] == sum(outcome["count"] for outcome in direction["outcomes"].values())
-               for direction in daemon.status()["counters"].values())
-
-
 @pytest.fixture
 def cluster(topology: MakeTopology, tmp_path: Path, registry: str) -> Iterator[list[Daemon]]:
     """Two nodes with daemons and a pod each, peers of one another; the law of the counters holds at the end."""
@@ -47,7 +42,7 @@ def cluster(topology: MakeTopology, tmp_path: Path, registry: str) -> Iterator[l
     yield daemons
     for daemon in daemons:
         if daemon.process.poll() is None:
-            wait_until(lambda daemon=daemon: law_holds(daemon), "the counters' law holds, once no packet is on its way")  # type: ignore[misc]
+            wait_until(lambda daemon=daemon: daemon.law_holds(), "the counters' law holds, once no packet is on its way")  # type: ignore[misc]
 
 
 def reached(one: Daemon, other: Daemon) -> bool:

@@ -104,6 +104,8 @@ class Pod(Place):
     def __init__(self, name: str, address: IPv4Address | IPv6Address) -> None:
         super().__init__(name)
         self.address = address
+        self.address6: IPv6Address | None = None
+        """Beside an IPv4 one."""
 
 
 class Node(Place):
@@ -126,6 +128,16 @@ class Node(Place):
         self.pods.append(pod)
         join(pod, "eth0", self, "cni0", f"pod{len(self.pods)}", mtu)
         pod.ip(f"addr add {pod.address}/{subnet.prefixlen} dev eth0", f"route add default via {subnet[1]}")
+        return pod
+
+    def add_dual_pod(self, subnet: IPv4Network, ipv6_subnet: IPv6Network, mtu: int = 1452) -> Pod:
+        """The same with an address of each family."""
+        pod = self.add_pod(subnet, mtu)
+        if len(self.pods) == 1:
+            self.ip(f"addr add {ipv6_subnet[1]}/{ipv6_subnet.prefixlen} dev cni0")
+        pod.address6 = ipv6_subnet[1 + len(self.pods)]
+        pod.ip(f"addr add {pod.address6}/{ipv6_subnet.prefixlen} dev eth0 nodad",
+               f"route add default via {ipv6_subnet[1]}")
         return pod
 
     def close(self) -> None:
