@@ -83,8 +83,10 @@ class Backend(Protocol):
     name: str
     mtu: int
     """What pods are told: no tunnel's is smaller."""
-    tunnels: tuple[Tunnel, ...]
-    """One for each address family that is carried in one, in the order of families."""
+
+    @property
+    def tunnels(self) -> tuple[Tunnel, ...]:
+        """One for each address family that is carried in one, in the order of families."""
 
     def attrs(self) -> LeaseAttrs:
         """What this node's lease tells its peers."""

@@ -130,7 +130,7 @@ class Carrier:
     def addresses(self) -> frozenset[Address]:
         """This host's, as they were when the data planes were told of them last."""
         if self.paths:
-            return frozenset[Address]().union(*(path.addresses for path in self.paths))
+            return frozenset(address for path in self.paths for address in path.addresses)
         with contextlib.suppress(NetlinkError):
             return frozenset(one.ip for one in self._links.addresses())
         return frozenset()

@@ -61,6 +61,7 @@ def host_of(lease: Lease, family: int) -> Address:
     address = lease.attrs.public_ip if family == 4 else lease.attrs.public_ipv6
     if address is None:
         raise LeaseError(f"tells no {PUBLIC[family]}")
-    if address.is_multicast or address.is_loopback or address == _BROADCAST or family == 6 and address.is_link_local:
+    one_link = family == 6 and address.is_link_local
+    if address.is_multicast or address.is_loopback or address == _BROADCAST or one_link:
         raise LeaseError(f"{PUBLIC[family]} {address} is not the address of one host")
     return address
