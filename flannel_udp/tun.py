@@ -263,6 +263,7 @@ def _quieten(tun: Tun, links: TunLinks) -> Iterator[str]:
         links.set_ipv4_option(tun.index, IPV4_DEVCONF_ACCEPT_LOCAL, 1)
         wanted = {"disable_ipv6": 1}
     else:
+        _enable_ipv6(tun.name)
         # No link-local address, and thus no router solicitations.
         wanted = {"addr_gen_mode": 1, "accept_ra": 0}
     refused = {}
@@ -276,6 +277,17 @@ def _quieten(tun: Tun, links: TunLinks) -> Iterator[str]:
         said = " ".join(f"net.ipv6.conf.{tun.name}.{key}={wanted[key]}" for key in refused)
         yield (f"/proc/sys is not writable ({refused.popitem()[1]}), so IPv6 packets of the kernel's own come out of "
                f"{tun.name} and are dropped: mount it read-write, or set on the host {said}")
+
+
+def _enable_ipv6(name: str) -> None:
+    """Allow it on the device where the host's default for new ones, as in many containers, forbids it."""
+    if _read("ipv6.conf", name, "disable_ipv6") != 1:
+        return
+    try:
+        SYSCTL.joinpath("ipv6/conf", name, "disable_ipv6").write_text("0\n")
+    except OSError as error:
+        raise TunError(f"IPv6 is switched off on new devices, and cannot be switched on for {name} ({error.strerror}): "
+                       "sysctl -w net.ipv6.conf.default.disable_ipv6=0 on the host") from error
 
 
 def _read(dotted: str, *parts: str) -> int | None:

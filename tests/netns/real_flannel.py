@@ -59,14 +59,14 @@ def _put(body: bytes) -> bool:
 class Flanneld:
     """flannel on a node, with rules of its own."""
 
-    def __init__(self, node: Node, root: Path) -> None:
+    def __init__(self, node: Node, root: Path, interface: str = "") -> None:
         self.node = node
         self.env = root / node.name / "subnet.env"
         self.env.parent.mkdir(exist_ok=True)
         program = root / "flanneld"
         if not program.exists():
             program.symlink_to(peer("flannel-node"))
-        self._argv = [f"{program}", "--etcd-endpoint", URL, "--iface", f"{node.address}", "--subnet-file",
+        self._argv = [f"{program}", "--etcd-endpoint", URL, "--iface", interface or f"{node.address}", "--subnet-file",
                       f"{self.env}", "--ip-masq", "--iptables-forward-rules"]
         self._log = root / node.name / "flanneld.log"
         self.start()

@@ -18,6 +18,7 @@ from ..conftest import require_tun, wait_until
 from ..interop.etcd_cluster import program
 from .firewalled import OUTSIDE, OUTSIDE6, add_outside, require_firewalls, source_of
 from .node_daemon import Daemon
+from .real_flannel import URL, Flanneld, Keeper
 from .topology import UNDERLAY6, Node, Pod, Topology
 from .transfer import transfer
 
@@ -221,3 +222,34 @@ def test_hosts_that_have_ipv6_alone_over_etcd(topology: MakeTopology, tmp_path: 
         str(node.address6) for node in nodes}
     for daemon in (one, two):
         wait_until(daemon.law_holds, "the counters' law holds")
+
+
+def test_a_node_of_flannels_keeps_to_ipv4_and_leaves_the_rest_alone(topology: MakeTopology, tmp_path: Path) -> None:
+    """flannel's udp backend leases an IPv6 subnet and tells no address for it."""
+    require_tun()
+    require_firewalls()
+    made = topology(3)
+    Keeper(made, tmp_path).configure(json.loads(DUAL))
+    flannel = Flanneld(made.nodes[0], tmp_path, "eth0")
+    one, two = ours = started(made.nodes[1:], tmp_path, "", "--etcd-endpoints", URL)
+    known(ours, 3)  # flannel's subnet, and both of the other one
+    for daemon in ours:
+        skipped, = daemon.status()["skipped_peers"]
+        assert skipped["lease"].startswith(f"{flannel.subnet()}&".replace("/", "-"))
+        assert skipped["reason"] == "tells no PublicIPv6"
+        assert daemon.status()["warnings"] == []
+        wait_until(lambda daemon=daemon: daemon.node.ping(flannel.subnet()[0], "-W", "1").returncode == 0,  # type: ignore[misc]
+                   "ours reach flannel's node")
+        assert flannel.node.ping(daemon.subnet()[0]).returncode == 0
+    assert one.node.ping(two.ipv6_subnet().network_address).returncode == 0
+
+
+def test_hosts_where_new_devices_have_no_ipv6(topology: MakeTopology, tmp_path: Path, registry: str) -> None:
+    """As in containers whose own network has none: it is switched on for the device, and for it alone."""
+    made = topology(2)
+    for node in made.nodes:
+        node.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+    one, two = started(made.nodes, tmp_path, registry)
+    known([one, two], 2)
+    assert one.node.ping(two.ipv6_subnet().network_address).returncode == 0
+    assert one.node.run("cat", "/proc/sys/net/ipv6/conf/flannel0/disable_ipv6").stdout == "1\n"
