@@ -105,9 +105,9 @@ def follow_external_interface(now: ExternalInterface, options: NodeOptions, link
     An address that is still there is kept, although another may rank before it by now.
     """
     try:
-        fresh = find_external_interface(options, links, ipv4=ipv4, ipv6=ipv6)
+        fresh = _found_anew(now, options, links, ipv4=ipv4, ipv6=ipv6)
         here = {one.ip for one in links.addresses(now.index) if not one.deprecated}
-    except (UnderlayError, NetlinkError):
+    except NetlinkError:
         return now
     if fresh.index == now.index:
         if now.address in here:
@@ -115,6 +115,22 @@ def follow_external_interface(now: ExternalInterface, options: NodeOptions, link
         if now.address6 in here:
             fresh = replace(fresh, address6=now.address6, public_address6=now.public_address6)
     return now if replace(fresh, reason=now.reason) == now else fresh
+
+
+def _found_anew(now: ExternalInterface, options: NodeOptions, links: UnderlayLinks, *, ipv4: bool,
+                ipv6: bool) -> ExternalInterface:
+    """The choice made anew; where one family has nothing to choose, `now` with what the other has on this interface."""
+    try:
+        return find_external_interface(options, links, ipv4=ipv4, ipv6=ipv6)
+    except UnderlayError:
+        fresh = now
+    if ipv4 and ipv6:
+        for family in ("ipv4", "ipv6"):
+            with contextlib.suppress(UnderlayError):
+                one = find_external_interface(options, links, **{"ipv4": False, family: True})
+                told = {name: value for name, value in vars(one).items() if value is not None and name != "reason"}
+                fresh = replace(fresh, **told) if one.index == now.index else fresh
+    return fresh
 
 
 def open_underlay_sockets(address: Address, port: int, *, segment: bool = True, gro: bool = True) -> UnderlaySockets:

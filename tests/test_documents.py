@@ -210,11 +210,11 @@ def test_every_flag_exists(document: Path, capsys: pytest.CaptureFixture[str]) -
                   "cleanup", "mk-docker-opts"):
         with contextlib.suppress(SystemExit):
             cli.main([*words.split(), "--help"])
-    known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
-    told = re.findall(r"`(--[a-z][a-z-]*)", document.read_text())
+    known |= set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
+    told = re.findall(r"`(--[a-z][a-z0-9-]*)", document.read_text())
     for command in commands(document):
         if command.text.startswith("flannel-udp"):
-            told += re.findall(r" (--[a-z][a-z-]*)", command.text.split(" -- ")[0])
+            told += re.findall(r" (--[a-z][a-z0-9-]*)", command.text.split(" -- ")[0])
     assert {flag for flag in told if flag.startswith("--")} - {"--x"} <= known  # x: any
 
 

@@ -171,8 +171,8 @@ class Carrier:
 
     def status(self) -> dict[str, Any]:
         """Offloads, FIB, loops, queues and counters; of two families by family, and the counters of both together."""
-        told = {f"ipv{path.tunnel.family}": {"offloads": path.offloads(), **path.forwarder.status()}
-                for path in self.paths}
+        told: dict[str, dict[str, Any]] = {
+            f"ipv{path.tunnel.family}": {"offloads": path.offloads(), **path.forwarder.status()} for path in self.paths}
         if len(told) == 1:
             return next(iter(told.values()))
         by_family = {name: {family: one[name] for family, one in told.items()} for name in ("fib", "loops", "counters")}

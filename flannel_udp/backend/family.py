@@ -1,4 +1,4 @@
-"""What the two address families differ in, for backends that carry both: where a lease, a configuration and the external
+"""What the address families differ in, for backends that carry both: where a lease, a configuration and the external
 interface keep the part of each.
 """
 
@@ -51,7 +51,7 @@ def subnet_of(lease: Lease, family: int) -> Network:
 
 
 def tunnel_of(lease: Lease, family: int) -> Interface:
-    """The tunnel device's address: the subnet's network address, alone, so that the kernel adds no routes of its own."""
+    """The device's address: the subnet's network address, alone, so that the kernel adds no routes of its own."""
     subnet = subnet_of(lease, family)
     return ip_interface(f"{subnet.network_address}/{subnet.max_prefixlen}")
 

@@ -64,7 +64,7 @@ class FakeManager:
     deeds: list[str] = field(default_factory=list)
     post: Callable[[SubnetEvent], None] = print
     refusal: FlannelUdpError | None = None
-    attrs: LeaseAttrs = LeaseAttrs(OWN_ADDRESS)
+    attrs: LeaseAttrs = field(default_factory=lambda: LeaseAttrs(OWN_ADDRESS))
     lag: float = 0.0
     trouble: str = ""
 
@@ -284,7 +284,7 @@ class FakePlane:
         return self.lost
 
     def status(self) -> dict[str, object]:
-        return {"fib": {"cells": 256}, "counters": {}}
+        return {"fib": {"cells": 256}, "loops": {"threads": 2}, "queues": [], "counters": {}}
 
 
 class FakeTunnel:
@@ -317,9 +317,9 @@ class FakeTunnel:
         return tunnel_of(lease, self.family)
 
     def next_hop(self, lease: Lease) -> NextHop:
-        underlay = lease.attrs.public_ip if self.family == 4 else lease.attrs.public_ipv6
+        subnet, underlay = self.subnet(lease), lease.attrs.public_ip if self.family == 4 else lease.attrs.public_ipv6
         assert underlay
-        return NextHop(self.subnet(lease), underlay, self.port)
+        return NextHop(subnet, underlay, self.port)
 
     def forwarder(self) -> FakePlane:
         return self.plane

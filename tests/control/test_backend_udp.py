@@ -73,7 +73,7 @@ def test_who_cannot_be_reached_over_ipv6_is_refused_with_the_reason(peer: Lease,
 
 
 def test_an_interface_that_will_not_do_for_ipv6_is_refused() -> None:
-    with pytest.raises(UnderlayError, match="eth0 has no IPv6 address$"):
+    with pytest.raises(UnderlayError, match=r"eth0 has no IPv6 address$"):
         made(DUAL)
     with pytest.raises(UnderlayError, match="eth0 has no IPv6 address but fe80::1, which is good for one link alone"):
         made(DUAL, replace(IPV6, address6=IPv6Address("fe80::1")))

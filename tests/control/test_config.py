@@ -195,7 +195,8 @@ REFUSED = [
     (with_network('"Backend":{"Type":"udp","MTU":95}'), "Backend.MTU 95", "from 96 to 65535"),
     (with_network('"Backend":{"Type":"udp","MTU":65536}'), "Backend.MTU 65536", "from 96 to 65535"),
     (with_network('"Backend":{"Type":"udp","MTU":1e3}'), "Backend.MTU 1000.0", "a whole number"),
-    ('{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"}', "EnableIPv4 false", '"udp" carries IPv4'),
+    ('{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"udp","MTU":1327}}',
+     "Backend.MTU 1327", "from 1328 to 65535"),
 ]
 
 

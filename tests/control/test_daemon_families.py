@@ -47,7 +47,7 @@ def test_each_family_has_a_device_and_peers_of_its_own(make: MakeNode, said: io.
     node.manager.peers = (lease_of(BOTH, 2, 2), lease_of((4,), 3, 3))
     with node.running():
         four, six = node.tunnels[4].plane, node.tunnels[6].plane
-        assert four.own == ("10.5.1.0/24", "10.5.1.0", {str(one.ip) for one in node.links.here})
+        assert four.own[:2] == ("10.5.1.0/24", "10.5.1.0")
         assert six.own[:2] == ("fd00:5:0:1::/64", "fd00:5:0:1::")
         assert four.published == {"10.5.2.0/24": "192.0.2.2:8285", "10.5.3.0/24": "192.0.2.3:8285"}
         assert six.published == {"fd00:5:0:2::/64": "2001:db8::2:8285"}
@@ -56,7 +56,7 @@ def test_each_family_has_a_device_and_peers_of_its_own(make: MakeNode, said: io.
         assert {peer["subnet"] for peer in told["peers"]} == {"10.5.2.0/24", "10.5.3.0/24", "fd00:5:0:2::/64"}
         assert told["skipped_peers"] == [{"lease": "10.5.3.0-24", "reason": "has no IPv6 subnet"}]
         assert told["external_interface"]["ipv6_address"] == "2001:db8::1"
-        assert [len([row for row in told["offloads"] if row["family"] == family]) for family in ("ipv4", "ipv6")] == [8, 8]
+        assert [row["family"] for row in told["offloads"]] == ["ipv4"] * 8 + ["ipv6"] * 8
         assert told["fib"].keys() == told["counters_by_family"].keys() == {"ipv4", "ipv6"}
         env = read_subnet_env(node.options.subnet_file)
         assert (env.subnet, env.ipv6_subnet, env.mtu) == (*lease_of(BOTH, 1, 1).subnets, 1452)
@@ -98,10 +98,20 @@ def test_an_address_that_is_gone_is_named_whatever_its_family(make: MakeNode, sa
     with node.running():
         gone = node.links.here.pop(1)
         node.links.post(LinkEvent("address gone", 2))
-        wait_until(lambda: "the underlay address 2001:db8::1 is no longer on this host" in said.getvalue(), "it is said")
+        wait_until(lambda: "underlay address 2001:db8::1 is no longer on this host" in said.getvalue(), "it is said")
         node.links.here.append(gone)
         node.links.post(LinkEvent("address", 2))
         wait_until(lambda: not status(node)["warnings"], "it is back")
+
+
+def test_a_family_without_an_address_does_not_hold_back_the_other(make: MakeNode) -> None:
+    node = make(BOTH)
+    with node.running():
+        node.links.here.pop(1)
+        readdress(node, "192.0.2.77/24")
+        wait_until(lambda: status(node)["lease"]["public_ip"] == "192.0.2.77", "peers are told")
+        assert status(node)["lease"]["public_ipv6"] == "2001:db8::1"
+        assert (node.tunnels[4].plane.starts, node.tunnels[6].plane.starts) == (2, 1)
 
 
 def test_what_breaks_one_family_leaves_the_other_whole(make: MakeNode) -> None:

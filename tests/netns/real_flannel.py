@@ -57,17 +57,17 @@ def _put(body: bytes) -> bool:
 
 
 class Flanneld:
-    """flannel on a node, with rules of its own."""
+    """flannel on a node, with rules of its own; in dual stack without, for which it wants to know earlier subnets."""
 
-    def __init__(self, node: Node, root: Path, interface: str = "") -> None:
+    def __init__(self, node: Node, root: Path, *, dual: bool = False) -> None:
         self.node = node
         self.env = root / node.name / "subnet.env"
         self.env.parent.mkdir(exist_ok=True)
         program = root / "flanneld"
         if not program.exists():
             program.symlink_to(peer("flannel-node"))
-        self._argv = [f"{program}", "--etcd-endpoint", URL, "--iface", interface or f"{node.address}", "--subnet-file",
-                      f"{self.env}", "--ip-masq", "--iptables-forward-rules"]
+        self._argv = [f"{program}", "--etcd-endpoint", URL, "--iface", node.interface, "--subnet-file",
+                      f"{self.env}", *([] if dual else ["--ip-masq", "--iptables-forward-rules"])]
         self._log = root / node.name / "flanneld.log"
         self.start()
 

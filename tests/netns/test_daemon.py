@@ -42,7 +42,7 @@ def cluster(topology: MakeTopology, tmp_path: Path, registry: str) -> Iterator[l
     yield daemons
     for daemon in daemons:
         if daemon.process.poll() is None:
-            wait_until(lambda daemon=daemon: daemon.law_holds(), "the counters' law holds, once no packet is on its way")  # type: ignore[misc]
+            wait_until(daemon.law_holds, "the counters' law holds, once no packet is on its way")
 
 
 def reached(one: Daemon, other: Daemon) -> bool:

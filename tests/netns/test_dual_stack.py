@@ -99,18 +99,18 @@ def test_both_families_reach_everybody(pair: list[Daemon]) -> None:
     for address in (two.node.pods[0].address, six(two)[1]):
         transfer(pod, two.node.pods[0], address, SIZE)
     told = one.status()
-    assert [(device["name"], device["mtu"]) for device in told["devices"]] == [("flannel0", 1472), ("flannel-v6-0", 1452)]
+    assert {device["name"]: device["mtu"] for device in told["devices"]} == {"flannel0": 1472, "flannel-v6-0": 1452}
     assert told["warnings"] == []
     assert {peer["underlay"] for peer in told["peers"]} == {str(two.node.address), str(two.node.address6)}
     assert {row["family"] for row in told["offloads"] if row["state"] == "granted"} == {"ipv4", "ipv6"}
-    network = read_subnet_env(one.home / "subnet.env")
-    assert network == SubnetEnv(network.network, one.subnet(), IPv6Network("fd00:5::/48"), one.ipv6_subnet(), 1452, False)
+    env = read_subnet_env(one.home / "subnet.env")
+    assert env == SubnetEnv(env.network, one.subnet(), IPv6Network("fd00:5::/48"), one.ipv6_subnet(), 1452, False)
     assert one.end(signal.SIGTERM) == 0
     assert "flannel" not in one.node.run("ip", "link").stdout
     one.start()
     wait_until(one.ready, "it is ready again")
     wait_until(lambda: reached6(one, two), "pods reach each other again")
-    assert read_subnet_env(one.home / "subnet.env") == network
+    assert read_subnet_env(one.home / "subnet.env") == env
 
 
 def test_errors_of_ipv6_come_back_to_the_pod(pair: list[Daemon]) -> None:
@@ -227,10 +227,9 @@ def test_hosts_that_have_ipv6_alone_over_etcd(topology: MakeTopology, tmp_path: 
 def test_a_node_of_flannels_keeps_to_ipv4_and_leaves_the_rest_alone(topology: MakeTopology, tmp_path: Path) -> None:
     """flannel's udp backend leases an IPv6 subnet and tells no address for it."""
     require_tun()
-    require_firewalls()
     made = topology(3)
     Keeper(made, tmp_path).configure(json.loads(DUAL))
-    flannel = Flanneld(made.nodes[0], tmp_path, "eth0")
+    flannel = Flanneld(made.nodes[0], tmp_path, dual=True)
     one, two = ours = started(made.nodes[1:], tmp_path, "", "--etcd-endpoints", URL)
     known(ours, 3)  # flannel's subnet, and both of the other one
     for daemon in ours:
