@@ -52,7 +52,8 @@ def holed(topology: MakeTopology, tmp_path: Path) -> Daemon:
     opened = open_registry(url)
     opened.write_config(DUAL)
     opened.close()
-    daemon = Daemon(topology(1).nodes[0], tmp_path, url, "", "--ip-blackhole-route", "--iptables-resync=1", "--ip-masq")
+    daemon = Daemon(topology(1).nodes[0], tmp_path, url, "", "--iface=eth0", "--ip-blackhole-route",
+                    "--iptables-resync=1", "--ip-masq")
     ready(daemon)
     return daemon
 
@@ -75,9 +76,9 @@ def test_blackholes_come_back_and_end_with_the_daemon(holed: Daemon) -> None:
 
 
 def test_blackhole_keeps_packets_for_nobody_out_of_the_tunnel(holed: Daemon) -> None:
-    before = holed.status()["counters"]["out"]["packets"]
+    before = holed.status()["counters_by_family"]["ipv4"]["out"]["packets"]
     assert holed.node.ping(holed.subnet()[77], "-W", "1").returncode
-    assert holed.status()["counters"]["out"]["packets"] == before
+    assert holed.status()["counters_by_family"]["ipv4"]["out"]["packets"] == before
     pod = holed.node.add_pod(holed.subnet())
     assert holed.node.ping(pod.address).returncode == 0
 
