@@ -6,124 +6,30 @@ other's place on a host.
 
 from __future__ import annotations
 
-import shutil
 import signal
-import subprocess
-from ipaddress import IPv4Network
 from itertools import combinations, permutations
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ..conftest import DEADLINE, require, require_commands, require_tun, wait_until
+from ..conftest import DEADLINE, wait_until
 from ..netns.node_daemon import Daemon
-from ..netns.topology import Node, Topology
 from ..netns.transfer import transfer
-from .etcd_cluster import memory
-from .etcd_host import PREFIX, Store
+from .etcd_host import PREFIX
+from .mixed import Mixed, Theirs, mixed_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-_BUILD = Path(__file__).parent / "peers" / "build"
-_CACHED = _BUILD.parents[3] / ".cache" / "peers" / "bin" / "flannel-node"
 _SIZE = 4 << 20
-
-
-class Agent(Protocol):
-    """A node of either sort."""
-
-    node: Node
-    home: Path
-
-    def log(self) -> str: ...
-    def subnet(self) -> IPv4Network: ...
-    def end(self, number: signal.Signals) -> int: ...
-
-
-class Theirs:
-    """flannel's agent on a node."""
-
-    def __init__(self, node: Node, root: Path, store: Store) -> None:
-        self.node = node
-        self.home = root / f"flannel-{node.name}"
-        self.home.mkdir(exist_ok=True)
-        (self.home / "subnet.env").unlink(missing_ok=True)
-        done = subprocess.run([_BUILD, "flannel-node"], stdout=subprocess.PIPE, text=True, check=True, timeout=600)
-        with (self.home / "log").open("a") as log:
-            self.process = node.start(done.stdout.strip(), "--etcd-endpoint", store.url, "--iface",
-                                      f"{node.address}", "--subnet-file", f"{self.home}/subnet.env", output=log)
-        wait_until((self.home / "subnet.env").exists, "flannel has a lease")
-
-    def log(self) -> str:
-        return (self.home / "log").read_text()
-
-    def subnet(self) -> IPv4Network:
-        lines = (self.home / "subnet.env").read_text().splitlines()
-        return IPv4Network(next(line for line in lines if "_SUBNET=" in line).partition("=")[2], strict=False)
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(10)
-
-
-class Mixed:
-    """Nodes 1 and 2 are flannel's, 3 and 4 ours."""
-
-    def __init__(self, topology: Topology, root: Path, store: Store) -> None:
-        self.root, self.store = root, store
-        store.start()
-        one, two, three, four, _ = topology.nodes
-        self.agents: list[Agent] = [self.theirs(one), self.ours(three), self.theirs(two), self.ours(four)]
-        self.await_all()
-
-    def theirs(self, node: Node) -> Theirs:
-        return Theirs(node, self.root, self.store)
-
-    def ours(self, node: Node, *options: str) -> Daemon:
-        daemon = Daemon(node, self.root, "", "", "--etcd-endpoints", self.store.url, *options)
-        wait_until(daemon.ready, "it has a lease")
-        return daemon
-
-    def key(self, agent: Agent) -> str:
-        return f"{PREFIX}/subnets/{agent.subnet()}".replace("/24", "-24")
-
-    def lease(self, agent: Agent) -> dict[str, Any]:
-        """What stands in etcd under an agent's key."""
-        return self.store.stored(self.key(agent))[self.key(agent)]
-
-    def await_all(self) -> None:
-        """Wait until each reaches each, from tunnel address to tunnel address."""
-        for one, two in permutations(self.agents, 2):
-            wait_until(lambda one=one, two=two: reaches(one, two),  # type: ignore[misc]
-                       f"{one.node.name} reaches {two.node.name}\n{one.log()}\n{two.log()}")
-
-    def revoke(self, agent: Agent) -> None:
-        """Take its lease away, as etcd does when nobody renews it."""
-        self.store.call("kv/lease/revoke", ID=self.lease(agent)["lease"])
-
-
-def reaches(one: Agent, two: Agent) -> bool:
-    source, target = one.subnet()[0], two.subnet()[0]
-    return one.node.run("ping", "-n", "-c", "1", "-W", "1", "-I", f"{source}", f"{target}", check=False).returncode == 0
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Iterator[Mixed]:
-    require_commands("ip", "ping", "setpriv")
-    require_tun()
-    require(_CACHED.exists() or shutil.which("go"), "needs go (1.26) to build flannel's node and etcd 3.7")
-    topology = Topology(5)
-    try:
-        with memory() as place:
-            store = Store(topology.nodes[-1], place, 1)
-            try:
-                yield Mixed(topology, tmp_path, store)
-            finally:
-                store.kill()
-    finally:
-        topology.close()
+    with mixed_cluster(tmp_path) as made:
+        made.await_all()
+        yield made
 
 
 def test_all_pairs_of_pods_ping_and_transfer_both_ways(mixed: Mixed) -> None:

@@ -6,7 +6,6 @@ FLANNEL_UDP_LONG=1 (make test-long) adds the full product of the factors.
 
 import contextlib
 import os
-import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from ..dataplane.packets import naive_checksum
 from .agent import Agent, subnet_of
 from .ethtool import offloads_off
 from .topology import Topology
-from .transfer import BLOCK, family_of, transfer
+from .transfer import BLOCK, UDP_SEGMENT, bad_checksums, family_of, transfer
 
 MakePair: TypeAlias = Callable[..., tuple[Agent, Agent]]
 
@@ -36,23 +35,12 @@ PART = 64 << 20
 """Bytes where one factor is changed."""
 RUN = 127
 """Datagrams in a message, at most."""
-UDP_SEGMENT = 103  # linux/udp.h
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 def checksum_errors(agent: Agent) -> int:
     """InCsumErrors of TCP and UDP on a node."""
-
-    def read() -> int:
-        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
-        six = Path("/proc/thread-self/net/snmp6").read_text()
-        found = sum(int(count) for count in re.findall(r"^Udp6InCsumErrors\s+(\d+)", six, re.MULTILINE))
-        for names, values in zip(lines[::2], lines[1::2], strict=True):
-            if names.startswith(("Tcp:", "Udp:")):
-                found += int(values.split()[names.split().index("InCsumErrors")])
-        return found
-
-    return agent.node.call(read)
+    return bad_checksums(agent.node)
 
 
 @pytest.fixture
