@@ -170,16 +170,15 @@ class Carrier:
                  **path.forwarder.status()} for path, peers in self._both()]
 
     def status(self) -> dict[str, Any]:
-        """Offloads, FIB, loops, queues and counters; of two families by family, and the counters of both together."""
+        """Offloads, FIB, loops, queues and counters; of two families by family, the counters with their sum."""
         told: dict[str, dict[str, Any]] = {
             f"ipv{path.tunnel.family}": {"offloads": path.offloads(), **path.forwarder.status()} for path in self.paths}
         if len(told) == 1:
             return next(iter(told.values()))
-        by_family = {name: {family: one[name] for family, one in told.items()} for name in ("fib", "loops", "counters")}
         rows = {name: [{"family": family, **row} for family, one in told.items() for row in one[name]]
                 for name in ("offloads", "queues")}
-        counters = by_family["counters"]
-        return {**rows, **by_family, "counters": _summed(counters), "counters_by_family": counters}
+        tables = {name: {family: one[name] for family, one in told.items()} for name in ("fib", "loops")}
+        return {**rows, **tables, "counters": _summed({family: one["counters"] for family, one in told.items()})}
 
     def _both(self) -> Iterator[tuple[DataPath, PeerRoutes]]:
         return zip(self.paths, self._peers, strict=True)
@@ -191,18 +190,18 @@ def _tell_own(path: DataPath, peers: PeerRoutes, *, afresh: bool) -> None:
 
 
 def _summed(counters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Counters of several families, in the shape that those of one have."""
+    """Counters of several families in the shape that those of one have, with the share of each beside the sum."""
     total: dict[str, Any] = {}
-    for one in counters.values():
-        for direction, told in one.items():
-            sums = total.setdefault(direction, {"packets": 0, "outcomes": {}, "events": {}})
+    for family, ways in counters.items():
+        for way, told in ways.items():
+            sums = total.setdefault(way, {"packets": 0, **{f"packets_{each}": 0 for each in counters},
+                                          "outcomes": {}, "events": {}})
             sums["packets"] += told["packets"]
+            sums[f"packets_{family}"] += told["packets"]
             for kind in ("outcomes", "events"):
-                _add(sums[kind], told[kind])
+                for name, counter in told[kind].items():
+                    one = sums[kind].setdefault(name, {"count": 0, **dict.fromkeys(counters, 0),
+                                                       "meaning": counter["meaning"]})
+                    one["count"] += counter["count"]
+                    one[family] += counter["count"]
     return total
-
-
-def _add(sums: dict[str, Any], counts: Mapping[str, Any]) -> None:
-    for name, counter in counts.items():
-        before = sums.get(name, {"count": 0})["count"]
-        sums[name] = {**counter, "count": before + counter["count"]}

@@ -284,7 +284,8 @@ class FakePlane:
         return self.lost
 
     def status(self) -> dict[str, object]:
-        return {"fib": {"cells": 256}, "loops": {"threads": 2}, "queues": [], "counters": {}}
+        return {"fib": {"cells": 256}, "loops": {"threads": 2}, "queues": [], "counters": {
+            "out": {"packets": 7, "outcomes": {"sent": {"count": 5, "meaning": "passed"}}, "events": {}}}}
 
 
 class FakeTunnel:

@@ -57,7 +57,10 @@ def test_each_family_has_a_device_and_peers_of_its_own(make: MakeNode, said: io.
         assert told["skipped_peers"] == [{"lease": "10.5.3.0-24", "reason": "has no IPv6 subnet"}]
         assert told["external_interface"]["ipv6_address"] == "2001:db8::1"
         assert [row["family"] for row in told["offloads"]] == ["ipv4"] * 8 + ["ipv6"] * 8
-        assert told["fib"].keys() == told["counters_by_family"].keys() == {"ipv4", "ipv6"}
+        assert told["fib"].keys() == told["loops"].keys() == {"ipv4", "ipv6"}
+        one = told["counters"]["out"]
+        assert (one["packets"], one["packets_ipv4"], one["packets_ipv6"]) == (14, 7, 7)
+        assert one["outcomes"] == {"sent": {"count": 10, "ipv4": 5, "ipv6": 5, "meaning": "passed"}}
         env = read_subnet_env(node.options.subnet_file)
         assert (env.subnet, env.ipv6_subnet, env.mtu) == (*lease_of(BOTH, 1, 1).subnets, 1452)
     assert "subnet=10.5.1.0/24,fd00:5:0:1::/64 device=flannel0,flannel-v6-0 mtu=1452 peers=2" in said.getvalue()

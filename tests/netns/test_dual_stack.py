@@ -159,6 +159,9 @@ def test_a_deleted_device_of_one_family_comes_back(pair: list[Daemon]) -> None:
     one.node.ip("link del flannel-v6-0")
     wait_until(lambda: 'event="data path mended" device=flannel-v6-0' in one.log(), "it is made again")
     wait_until(lambda: reached6(one, two), "pods reach each other again")
+    answered = two.node.ping(one.ipv6_subnet()[0])  # the bridge has the same address, as anycast (RFC 4291, 2.6.1)
+    assert answered.returncode == 0
+    assert "DIFFERENT" not in answered.stdout
     assert "family=IPv4" not in one.log()
 
 

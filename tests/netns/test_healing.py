@@ -76,9 +76,9 @@ def test_blackholes_come_back_and_end_with_the_daemon(holed: Daemon) -> None:
 
 
 def test_blackhole_keeps_packets_for_nobody_out_of_the_tunnel(holed: Daemon) -> None:
-    before = holed.status()["counters_by_family"]["ipv4"]["out"]["packets"]
+    before = holed.status()["counters"]["out"]["packets_ipv4"]
     assert holed.node.ping(holed.subnet()[77], "-W", "1").returncode
-    assert holed.status()["counters_by_family"]["ipv4"]["out"]["packets"] == before
+    assert holed.status()["counters"]["out"]["packets_ipv4"] == before
     pod = holed.node.add_pod(holed.subnet())
     assert holed.node.ping(pod.address).returncode == 0
 
