@@ -154,6 +154,19 @@ def test_another_ipv6_address_of_the_interface(pair: list[Daemon], dad: int) -> 
     assert "data path broken" not in one.log()
 
 
+def test_ipv6_addresses_that_went_with_the_link_are_used_again(pair: list[Daemon]) -> None:
+    """A link that goes down loses them and keeps those of IPv4."""
+    one, two = pair
+    one.node.ip("link set eth0 down", "link set eth0 up")
+    wait_until(lambda: f"{one.node.address6} is no longer on this host" in str(one.status()["warnings"]), "it is said")
+    wait_until(lambda: one.node.ping(two.node.pods[0].address, "-W", "1").returncode == 0, "IPv4 goes on")
+    one.node.ip(f"addr add {one.node.address6}/64 dev eth0 nodad")
+    default_route(one.node)
+    wait_until(lambda: reached6(one, two) and not one.status()["warnings"], "IPv6 goes on")
+    assert "external interface changed" not in one.log()
+    assert "data path broken" not in one.log()
+
+
 def test_a_deleted_device_of_one_family_comes_back(pair: list[Daemon]) -> None:
     one, two = pair
     one.node.ip("link del flannel-v6-0")
