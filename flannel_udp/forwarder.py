@@ -45,6 +45,11 @@ class Encapsulation:
     coat_length: int
     ttl_step: int
     overhead: int
+    expected: bytes = b""
+    """The coat as it must stand before a packet for this node; of the source MAC only that it is not ours. Empty: any
+    coat will do."""
+    ecn: bool = False
+    """Congestion marks pass between inner and outer header (RFC 6040)."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,20 @@ class Doors:
     """The TUN takes UDP super-packets."""
     segment: bool = False
     """The socket takes messages that are to be cut into datagrams."""
+    mtu: int = 0
+    """Of the TUN; 0 where it is not known."""
 
 
 @dataclass(frozen=True)
 class Queue:
     """The descriptors of one queue, non-blocking: of the TUN, of the underlay socket, and of one more socket, bound to
-    the same address, that is asked for path MTUs.
+    the same address, that is asked for path MTUs. Flows leave by `sources`, each always by the same, if there are any.
     """
 
     tun: int
     udp: int
     path: int
+    sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,8 @@ class Forwarder:
             ttl_step=encapsulation.ttl_step,
             overhead=encapsulation.overhead,
             source_check=SOURCE_CHECKS[source_check],
+            expected=encapsulation.expected,
+            ecn=encapsulation.ecn,
         )
         self._workers = [self._make_worker()]  # by queue
         self._loops = loops
@@ -221,14 +231,15 @@ class Forwarder:
         while len(self._workers) < len(queues):
             self._workers.append(self._make_worker())
         for worker in self._workers:
-            worker.use(vnet=doors.vnet, uso=doors.uso, segment=doors.segment, busy_poll=self._loops.busy_poll * 1000)
+            worker.use(vnet=doors.vnet, uso=doors.uso, segment=doors.segment, mtu=doors.mtu,
+                       busy_poll=self._loops.busy_poll * 1000)
         running = self._running = _Running(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), len(queues))
 
         def run(number: int, loop: str, cpu: int | None) -> None:
             queue, name = queues[number], threading.current_thread().name
             self._settle_thread(name, cpu)
             try:
-                getattr(self._workers[number], loop)(queue.tun, queue.udp, queue.path, running.stop)
+                getattr(self._workers[number], loop)(queue.tun, queue.udp, queue.path, running.stop, queue.sources)
             except OSError as error:
                 on_exit(name, error)
 

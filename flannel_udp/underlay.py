@@ -18,7 +18,8 @@ from flannel_udp.link import Address, Link, LinkAddress, Route
 from flannel_udp.offload import Granted, Refusal
 from flannel_udp.options import NodeOptions
 
-IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, linux/in6.h; not in Python's socket
+# linux/in.h, linux/in6.h; not in Python's socket
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_DO, IP_RECVTOS = 10, 23, 0, 2, 13
 SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE = 26, 27, 32, 33  # asm-generic/socket.h
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
 BPF_RET_K = 0x06  # linux/bpf_common.h
@@ -56,17 +57,34 @@ class ExternalInterface:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How a backend's datagrams travel."""
+
+    fragment: bool = False
+    """In fragments, where they are too large for the path; else they are refused."""
+    tos: bool = False
+    """Each tells its TOS or traffic class on arrival."""
+    sources: int = 0
+    """From the ports of so many further sockets; 0: from the one port that is sent to, too."""
+
+
+@dataclass(frozen=True)
 class UnderlaySockets:
-    """Of one queue: the socket that datagrams go through, with what it was granted, and one asked for path MTUs."""
+    """Of one queue: the socket that datagrams go through, with what it was granted, and one asked for path MTUs.
+
+    `sources`: further ones that only send, each from a port of its own.
+    """
 
     street: socket.socket
     path: socket.socket
     granted: Granted = field(default_factory=Granted)
+    sources: tuple[socket.socket, ...] = ()
+    manner: Manner = field(default_factory=Manner)
 
     def close(self) -> None:
-        """Give both back; a second call does nothing."""
-        self.street.close()
-        self.path.close()
+        """Give all back; a second call does nothing."""
+        for opened in (self.street, self.path, *self.sources):
+            opened.close()
 
 
 @dataclass(frozen=True)
@@ -133,9 +151,14 @@ def _found_anew(now: ExternalInterface, options: NodeOptions, links: UnderlayLin
     return fresh
 
 
-def open_underlay_sockets(address: Address, port: int, *, segment: bool = True, gro: bool = True) -> UnderlaySockets:
-    """Both sockets on this address, the first on this port and with the offloads that are wanted and granted."""
-    return _completed(open_underlay_socket(address, port), address, segment=segment, gro=gro)
+def open_underlay_sockets(address: Address, port: int, *, segment: bool = True, gro: bool = True,
+                          fragment: bool = False, tos: bool = False, sources: int = 0) -> UnderlaySockets:
+    """The sockets of one queue on this address, the first on this port, with the offloads that are wanted and granted.
+
+    `fragment`, `tos`, `sources`: as in Manner.
+    """
+    manner = Manner(fragment, tos, sources)
+    return _completed(open_underlay_socket(address, port, manner=manner), address, manner, segment=segment, gro=gro)
 
 
 def open_beside(first: UnderlaySockets, count: int) -> list[UnderlaySockets]:
@@ -153,8 +176,8 @@ def open_beside(first: UnderlaySockets, count: int) -> list[UnderlaySockets]:
     first.street.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         while len(opened) <= count:
-            street = open_underlay_socket(ip_address(address), port, beside=True)
-            opened.append(_completed(street, ip_address(address), segment="udp_segment" in offloads,
+            street = open_underlay_socket(ip_address(address), port, beside=True, manner=first.manner)
+            opened.append(_completed(street, ip_address(address), first.manner, segment="udp_segment" in offloads,
                                      gro="udp_gro" in offloads))
     except UnderlayError:
         for sockets in opened[1:]:
@@ -166,19 +189,23 @@ def open_beside(first: UnderlaySockets, count: int) -> list[UnderlaySockets]:
     return opened[1:]
 
 
-def open_underlay_socket(address: Address, port: int, *, beside: bool = False) -> socket.socket:
-    """A UDP socket bound to this address and port, non-blocking, that never lets the kernel fragment.
+def open_underlay_socket(address: Address, port: int, *, beside: bool = False,
+                         manner: Manner = Manner()) -> socket.socket:
+    """A UDP socket bound to this address and port, non-blocking; unless told to, it never lets the kernel fragment.
 
     `beside` others that share the port; such a one lets nothing in yet.
     """
+    discovery = PMTUDISC_DONT if manner.fragment else PMTUDISC_DO
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if address.version == 4:
-            opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
+            opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, discovery)
+            opened.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, manner.tos)
         else:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO)
+            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, discovery)
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, manner.tos)
         for forced, limited in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
             _set_buffer(opened, forced, limited)
         if beside:
@@ -198,13 +225,21 @@ def open_path_socket(address: Address) -> socket.socket:
     return opened
 
 
-def _completed(street: socket.socket, address: Address, *, segment: bool, gro: bool) -> UnderlaySockets:
-    """Ask for the offloads that are wanted, and add the socket for path MTUs; if that fails, close."""
-    try:
-        path = open_path_socket(address)
-    except UnderlayError:
-        street.close()
-        raise
+def _open_source(address: Address, manner: Manner) -> socket.socket:
+    """A socket that only sends, from a port of the kernel's choice; nobody reads it, so it lets nothing in."""
+    opened = open_underlay_socket(address, 0, manner=manner)
+    _let_nothing_in(opened)
+    return opened
+
+
+def _completed(street: socket.socket, address: Address, manner: Manner, *, segment: bool,
+               gro: bool) -> UnderlaySockets:
+    """Ask for the offloads that are wanted, and add the other sockets; if that fails, close."""
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(street)
+        path = closing.enter_context(open_path_socket(address))
+        sources = tuple(closing.enter_context(_open_source(address, manner)) for _ in range(manner.sources))
+        closing.pop_all()
     asks = (("udp_segment", segment, _ask_for_segment), ("udp_gro", gro, _ask_for_gro))
     offloads, refusals = [], []
     for name, wanted, ask in asks:
@@ -215,7 +250,7 @@ def _completed(street: socket.socket, address: Address, *, segment: bool, gro: b
                 refusals.append(Refusal((name,), error.strerror or str(error)))
             else:
                 offloads.append(name)
-    return UnderlaySockets(street, path, Granted(tuple(offloads), tuple(refusals)))
+    return UnderlaySockets(street, path, Granted(tuple(offloads), tuple(refusals)), sources, manner)
 
 
 def _ask_for_segment(opened: socket.socket) -> None:

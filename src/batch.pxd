@@ -34,8 +34,10 @@ cdef struct Packet:
     uint32_t at                 # offset of the packet in the arena
     uint32_t length             # bytes
     uint32_t slot               # next hop: a slot of the FIB
-    uint16_t outcome            # an Outcome
-    uint16_t message            # place of its sender among the batch's; udp_to_tun only
+    uint16_t message            # place of its sender among the batch's; this and what follows: udp_to_tun only
+    uint16_t size               # payload of each datagram in a UDP super-packet that came as one; 0: unknown, or none
+    uint8_t outcome             # an Outcome
+    uint8_t ecn                 # of the outer header
 
 cdef struct Batch:
     uint8_t *arena              # ARENA bytes, or SLOTS of SLOT if that is more
@@ -65,6 +67,7 @@ cdef inline Packet *batch_add(Batch *batch, uint32_t at, uint32_t length) noexce
     packet.slot = 0
     packet.outcome = FORWARD
     packet.message = <uint16_t>batch.messages
+    packet.size = packet.ecn = 0
     batch.count += 1
     return packet
 

@@ -2,8 +2,7 @@
 #
 # The law: packets in = sum of outcomes, per loop, whenever the traffic rests. Each loop owns one Counters and is its
 # only writer; Python reads without a lock (aligned 64-bit loads). What happens besides, per message or per wake-up,
-# has counters of its own that are no part of the law. Names and meanings stand once, in worker.pyx (OUTCOMES,
-# EVENTS).
+# has counters of its own that are no part of the law. Names and meanings stand once, in names.pxd.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -17,6 +16,12 @@ cdef enum Outcome:
     BAD_HEADER
     BAD_OFFLOAD
     TRUNCATED
+    # what is around it
+    BAD_FLAGS
+    OTHER_VNI
+    OTHER_MAC
+    OWN_MAC
+    OTHER_ETHERTYPE
     # where it wants to go
     NO_ROUTE
     OWN_SUBNET
@@ -28,6 +33,7 @@ cdef enum Outcome:
     UNKNOWN_SENDER
     SOURCE_MISMATCH
     OWN_SOURCE
+    CE_LOST
     # what the kernel answered
     SEND_BUFFER_FULL
     UNDERLAY_UNREACHABLE

@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy
 
 from batch cimport Packet
+from coat cimport Coat, coat_check
 from counters cimport FORWARD, TRUNCATED, Outcome
 from peer cimport Peer
 
@@ -22,6 +23,9 @@ cdef struct Rules:
     uint8_t ttl_step        # hops that the tunnel counts at this end
     uint8_t source_check    # a SourceCheck
     uint16_t overhead       # bytes that the tunnel adds to an inner packet: outer IP, UDP, coat
+    bint checked            # the coat of what arrives must be as expected
+    bint ecn                # congestion marks pass between inner and outer header (ecn.pxd)
+    Coat expected
 
 
 cdef inline void coat_on(const Rules *rules, const Peer *peer, uint8_t *packet) noexcept nogil:
@@ -29,10 +33,15 @@ cdef inline void coat_on(const Rules *rules, const Peer *peer, uint8_t *packet) 
     memcpy(packet - rules.coat_length, peer.coat, rules.coat_length)
 
 
-cdef inline Outcome coat_off(const Rules *rules, Packet *packet) noexcept nogil:
-    """Step over the coat: the descriptor then tells the inner packet."""
+cdef inline Outcome coat_off(const Rules *rules, const uint8_t *arena, Packet *packet) noexcept nogil:
+    """Check the coat, if there is anything to check, and step over it: the descriptor then tells the inner packet."""
+    cdef Outcome outcome
     if packet.length < rules.coat_length:
         return TRUNCATED
+    if rules.checked:
+        outcome = coat_check(<const Coat *>(arena + packet.at), &rules.expected)
+        if outcome != FORWARD:
+            return outcome
     packet.at += rules.coat_length
     packet.length -= rules.coat_length
     return FORWARD

@@ -5,7 +5,8 @@
 # it came.
 #
 #   forward_out (from the TUN)      inner_check -> FIB -> hop
-#   forward_in  (from the underlay) sender known? -> coat off -> inner_check -> source ours? destination ours? -> hop
+#   forward_in  (from the underlay) sender known? -> coat off -> inner_check -> source ours? destination ours?
+#                                   -> congestion marks -> hop
 #
 # The source check stands first: what an unknown host sends is not even looked at.
 
@@ -15,6 +16,7 @@ from batch cimport Packet
 from block cimport Block, block_owns
 from counters cimport (FORWARD, NO_ROUTE, NOT_OURS, OUT_OF_NETWORK, OWN_SOURCE, OWN_SUBNET, SOURCE_MISMATCH,
                        TTL_EXPIRED, UNKNOWN_SENDER, Outcome)
+from ecn cimport ecn_in
 from encap cimport SOURCE_OFF, SOURCE_STRICT, Rules, coat_off
 from fib cimport FIRST_PEER, SLOT_NONE, SLOT_OUTSIDE, SLOT_OWN, fib_ipv4, fib_ipv6
 from hop cimport hop_ipv4, hop_ipv6
@@ -91,7 +93,7 @@ cdef inline Outcome forward_in(const Block *block, const Rules *rules, const Und
     packet.slot = peer_find(&block.peers, sender, rules.family)
     if packet.slot == SLOT_NONE and rules.source_check != SOURCE_OFF:
         return UNKNOWN_SENDER
-    outcome = coat_off(rules, packet)
+    outcome = coat_off(rules, arena, packet)
     if outcome != FORWARD:
         return outcome
     inner = arena + packet.at
@@ -104,4 +106,8 @@ cdef inline Outcome forward_in(const Block *block, const Rules *rules, const Und
         return outcome
     if next_hop(block, inner_destination(rules.family, inner)) != SLOT_OWN:
         return NOT_OURS
+    if rules.ecn:
+        outcome = ecn_in(rules.family, inner, packet.ecn)
+        if outcome != FORWARD:
+            return outcome
     return step(rules, inner)

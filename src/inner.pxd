@@ -42,6 +42,13 @@ cdef inline Outcome inner_ipv6(const uint8_t *packet, uint32_t *length) noexcept
     return FORWARD
 
 
+cdef inline uint32_t inner_total(int family, const uint8_t *packet) noexcept nogil:
+    """Return the length that a packet's header tells, bytes; at least a header is there, nothing is validated."""
+    if family == AF_INET:
+        return ntohs((<const Ipv4Header *>packet).total_length)
+    return IPV6_HEADER + ntohs((<const Ipv6Header *>packet).payload_length)
+
+
 cdef inline Outcome inner_check(int family, const uint8_t *packet, uint32_t *length) noexcept nogil:
     """Validate a packet of `family`: FORWARD and its true length, or the outcome that it ends with."""
     cdef uint8_t version

@@ -13,83 +13,37 @@ from checksum cimport checksum as room_checksum
 from checksum cimport fold, pseudo_ipv4, pseudo_ipv6
 from checksum cimport update16 as room_update16
 from coalesce cimport Merge, merge_add, merge_begin, merge_finish, merge_undo
+from coat cimport Coat
 from counters cimport FORWARD as OUTCOME_FORWARD
 from encap cimport Rules
 from fib cimport FIB_MAX_CELLS, fib_hash_delete, fib_hash_set
+from flow cimport flow_hash as room_flow_hash
 from forward cimport forward_in, forward_out, next_hop
 from hop cimport hop_ipv4, hop_ipv6
 from icmp cimport (ERROR_MAX, Limiter, icmp_allowed_ipv4, icmp_allowed_ipv6, icmp_error_ipv4, icmp_error_ipv6,
                    limiter_take)
 from inner cimport inner_check
+from layout cimport wire_fields, wire_sizes
 from peer cimport AF_INET, AF_INET6, Peer, Underlay, peer_enter, peer_find, peer_leave
 from rcu cimport (RCU_READERS, Rcu, Reader, Retired, rcu_free, rcu_new, rcu_offline, rcu_online,
                   rcu_publish, rcu_reclaim)
 from run cimport RUN_PACKETS, Run, run_clear, run_copy, run_join, run_length, run_piece, run_takes
 from segment cimport Template, is_super, segment_complete, segment_header, segment_payload, segment_plan
-from wire.arp cimport ArpHeader
-from wire.ethernet cimport EthernetHeader
-from wire.icmp cimport IcmpHeader
+from unfinished cimport finish as room_finish
 from wire.ipv4 cimport Ipv4Header
-from wire.ipv6 cimport Ipv6Extension, Ipv6Fragment, Ipv6Header
+from wire.ipv6 cimport Ipv6Header
 from wire.order cimport load128, ntohl, u128
-from wire.tcp cimport TcpHeader
-from wire.udp cimport UdpHeader
 from wire.vnet_hdr cimport VnetHeader
-from wire.vxlan cimport VxlanHeader
 
 # Bytes of each wire struct, and of the structs whose size is a promise.
-SIZES = {
-    "ethernet": sizeof(EthernetHeader), "arp": sizeof(ArpHeader), "ipv4": sizeof(Ipv4Header),
-    "ipv6": sizeof(Ipv6Header), "ipv6_extension": sizeof(Ipv6Extension), "ipv6_fragment": sizeof(Ipv6Fragment),
-    "tcp": sizeof(TcpHeader), "udp": sizeof(UdpHeader), "icmp": sizeof(IcmpHeader), "vxlan": sizeof(VxlanHeader),
-    "vnet_hdr": sizeof(VnetHeader), "peer": sizeof(Peer), "reader": sizeof(Reader),
-}
+SIZES = {**wire_sizes(), "peer": sizeof(Peer), "reader": sizeof(Reader)}
 
 
 def fields(str name not None, bytes header not None):
     """Return the fields of a wire struct laid over `header`, by name; numbers as the machine reads them, unswapped."""
     if len(header) != SIZES[name]:
         raise ValueError(f"{name} has {SIZES[name]} bytes")
-    cdef const uint8_t *at = header
-    cdef const EthernetHeader *ethernet = <const EthernetHeader *>at
-    cdef const ArpHeader *arp = <const ArpHeader *>at
-    cdef const Ipv6Header *ipv6 = <const Ipv6Header *>at
-    # Arrays by hand: what Cython makes of them would end at the first zero.
-    if name == "ethernet":
-        return {"destination": ethernet.destination[:6], "source": ethernet.source[:6],
-                "ethertype": ethernet.ethertype}
-    if name == "arp":
-        return {"hardware_type": arp.hardware_type, "protocol_type": arp.protocol_type,
-                "hardware_length": arp.hardware_length, "protocol_length": arp.protocol_length,
-                "operation": arp.operation, "sender_hardware": arp.sender_hardware[:6],
-                "sender_protocol": arp.sender_protocol, "target_hardware": arp.target_hardware[:6],
-                "target_protocol": arp.target_protocol}
-    if name == "ipv6":
-        return {"version_class_flow": ipv6.version_class_flow, "payload_length": ipv6.payload_length,
-                "next_header": ipv6.next_header, "hop_limit": ipv6.hop_limit, "source": ipv6.source[:16],
-                "destination": ipv6.destination[:16]}
-    return _numbers(name, at)
-
-
-cdef dict _numbers(str name, const uint8_t *at):
-    """Return the fields of the structs that hold numbers alone."""
-    if name == "ipv4":
-        return (<const Ipv4Header *>at)[0]
-    if name == "ipv6_extension":
-        return (<const Ipv6Extension *>at)[0]
-    if name == "ipv6_fragment":
-        return (<const Ipv6Fragment *>at)[0]
-    if name == "tcp":
-        return (<const TcpHeader *>at)[0]
-    if name == "udp":
-        return (<const UdpHeader *>at)[0]
-    if name == "icmp":
-        return (<const IcmpHeader *>at)[0]
-    if name == "vxlan":
-        return (<const VxlanHeader *>at)[0]
-    if name == "vnet_hdr":
-        return (<const VnetHeader *>at)[0]
-    raise ValueError(f"{name} is no header")
+    return wire_fields(name, header)
 
 
 # The outcome of forward_out() and forward_in() that is none: the packet is to be passed on.
@@ -235,6 +189,30 @@ cdef object _frame(Merge *merge, bint undo):
     return parts[1:] if undo else (parts[0], b"".join(parts[1:]), merge.count)
 
 
+def finish(bytes packet not None, uint32_t size, uint32_t mtu):
+    """Finish a valid packet as a peer's kernel left it: (packet as it then is, how many it stands for, vnet_hdr)."""
+    cdef VnetHeader vnet
+    cdef uint8_t *copy
+    cdef uint32_t count
+    _valid(packet)
+    copy = _copy(packet)
+    count = room_finish(copy, len(packet), size, mtu, &vnet)
+    finished = copy[:len(packet)]
+    free(copy)
+    return finished, count, (<uint8_t *>&vnet)[:sizeof(VnetHeader)]
+
+
+def flow_hash(bytes packet not None):
+    """Return the hash of a valid packet's flow."""
+    cdef uint8_t *copy
+    cdef uint32_t flow
+    _valid(packet)
+    copy = _copy(packet)
+    flow = room_flow_hash(AF_INET if packet[0] >> 4 == 4 else AF_INET6, copy, len(packet))
+    free(copy)
+    return flow
+
+
 def coalesce(list packets not None, bint uso, *, bint undo=False):
     """Merge valid packets: a list of (vnet_hdr, frame, packets in it) or, with undo, of what each frame was made of."""
     cdef Merge *merge
@@ -272,21 +250,24 @@ cdef tuple _run(const Run *run):
     return run.slot, run.size, datagrams
 
 
-def run(list datagrams not None, uint32_t most=RUN_PACKETS):
-    """Make runs of (slot, datagram) pairs, each in two pieces: a list of (slot, size, datagrams), one per message."""
+def run(list datagrams not None, uint32_t most=RUN_PACKETS, list lanes=None):
+    """Make runs of (slot, datagram) pairs, each in two pieces: a list of (slot, size, datagrams), one per message.
+
+    `lanes`: of each datagram; none: all of them have lane 0.
+    """
     cdef Run *making
     cdef const uint8_t *at
-    cdef uint32_t slot, length
+    cdef uint32_t slot, length, lane
     runs = []
     if not 0 < most <= RUN_PACKETS:
         raise ValueError(f"most {most}: a run has room for {RUN_PACKETS}")
     making = <Run *>calloc(1, sizeof(Run))
-    for slot, datagram in datagrams:
+    for (slot, datagram), lane in zip(datagrams, lanes or [0] * len(datagrams), strict=True):
         at, length = <const uint8_t *>(<bytes>datagram), len(datagram)
-        if not run_takes(making, slot, length, most):
+        if not run_takes(making, slot, lane, length, most):
             runs.append(_run(making))
             run_clear(making)
-        run_join(making, slot, length)
+        run_join(making, slot, lane, length)
         run_piece(making, at, length // 2)
         run_piece(making, at + length // 2, length - length // 2)
     if making.count:
@@ -316,7 +297,8 @@ cdef class Node:
     cdef int bits
 
     def __cinit__(self, bytes network not None, int prefix_length, int subnet_length, *, int source_check,
-                  int ttl_step=1, int coat_length=0, int capacity=64, int buckets=128):
+                  int ttl_step=1, int coat_length=0, bytes expected not None=b"", bint ecn=False, int capacity=64,
+                  int buckets=128):
         cdef Block plan
         cdef object one = 1     # a Python number: 128 bits and more
         cdef object cells = one << (subnet_length - prefix_length)
@@ -336,6 +318,8 @@ cdef class Node:
         memset(&self.rules, 0, sizeof(Rules))
         self.rules.family, self.rules.source_check = plan.family, source_check
         self.rules.ttl_step, self.rules.coat_length = ttl_step, coat_length
+        self.rules.checked, self.rules.ecn = bool(expected), ecn
+        memcpy(&self.rules.expected, <const uint8_t *>expected, min(<size_t>len(expected), sizeof(Coat)))
 
     def __dealloc__(self):
         free(self.block)
@@ -398,17 +382,21 @@ cdef class Node:
     def out(self, bytes packet not None):
         """Decide on a packet from the TUN: (outcome, slot, packet as it then is)."""
         cdef uint8_t *arena = _copy(packet)
-        cdef Packet described = Packet(0, len(packet), 0, 0, 0, 1)
+        cdef Packet described
+        memset(&described, 0, sizeof(Packet))
+        described.length = len(packet)
         cdef int outcome = forward_out(self.block, &self.rules, arena, &described)
         result = outcome, described.slot, arena[described.at:described.at + described.length]
         free(arena)
         return result
 
-    def into(self, bytes sender not None, bytes datagram not None):
-        """Decide on a datagram from the underlay: (outcome, slot, packet as it then is)."""
+    def into(self, bytes sender not None, bytes datagram not None, int ecn=0):
+        """Decide on a datagram from the underlay with `ecn` outside: (outcome, slot, packet as it then is)."""
         cdef Underlay address
         cdef uint8_t *arena = _copy(datagram)
-        cdef Packet described = Packet(0, len(datagram), 0, 0, 0, 1)
+        cdef Packet described
+        memset(&described, 0, sizeof(Packet))
+        described.length, described.ecn = len(datagram), ecn
         _underlay(&address, sender)
         cdef int outcome = forward_in(self.block, &self.rules, &address, arena, &described)
         result = outcome, described.slot, arena[described.at:described.at + described.length]

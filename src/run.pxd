@@ -1,11 +1,12 @@
-# Runs: consecutive packets of one size to one next hop, to leave as one UDP_SEGMENT message.
+# Runs: consecutive packets of one size, lane and next hop, to leave as one UDP_SEGMENT message.
 #
 #   pieces   | coat+header 0 | payload 0 | coat+header 1 | payload 1 | packet 2 | packet 3 | ...   iovecs, no copies
 #   starts     ^0                          ^2                          ^4         ^5
 #
 # Whether they come from one super-packet or are small datagrams of many flows makes no difference: the kernel cuts
 # the message at every `size` bytes, and each piece is on the wire what it would have been alone. Only the last packet
-# may be shorter. A run holds pointers into the batch and into its own header space; it is emptied before either is
+# may be shorter. A lane is what further must be alike in one message: the socket that it leaves by, and the ECN bits of
+# its outer headers. A run holds pointers into the batch and into its own header space; it is emptied before either is
 # used again. The same parts serve where UDP_SEGMENT is refused: then each goes alone, by sendmmsg.
 
 from libc.stdint cimport uint8_t, uint32_t
@@ -26,6 +27,7 @@ cdef enum:
 
 cdef struct Run:
     uint32_t slot
+    uint32_t lane               # number of a socket << 2 | ECN
     uint32_t size               # bytes of each datagram but the last
     uint32_t count              # datagrams
     uint32_t bytes              # in all of them
@@ -42,18 +44,19 @@ cdef inline void run_clear(Run *run) noexcept nogil:
     run.closed = False
 
 
-cdef inline bint run_takes(const Run *run, uint32_t slot, uint32_t length, uint32_t most) noexcept nogil:
+cdef inline bint run_takes(const Run *run, uint32_t slot, uint32_t lane, uint32_t length,
+                           uint32_t most) noexcept nogil:
     """Tell whether a datagram of `length` bytes may join; `most`: datagrams in a message."""
     if run.count == 0:
         return True
-    return (run.slot == slot and not run.closed and length <= run.size and run.count < most
-            and run.bytes + length <= RUN_BYTES)
+    return (run.slot == slot and run.lane == lane and not run.closed and length <= run.size
+            and run.count < most and run.bytes + length <= RUN_BYTES)
 
 
-cdef inline void run_join(Run *run, uint32_t slot, uint32_t length) noexcept nogil:
+cdef inline void run_join(Run *run, uint32_t slot, uint32_t lane, uint32_t length) noexcept nogil:
     """Enter a datagram of `length` bytes, whose pieces run_piece() will add."""
     if run.count == 0:
-        run.slot, run.size = slot, length
+        run.slot, run.lane, run.size = slot, lane, length
     run.closed = length < run.size
     run.starts[run.count] = run.used
     run.count += 1

@@ -9,6 +9,10 @@
 #   EAGAIN     the socket's buffer is full: wait once per batch, and for a bounded time, since a block is held meanwhile
 #   others     the same for every datagram of the run
 #
+# Where the socket lets the kernel fragment, EMSGSIZE is said of messages alone. Then its datagrams go singly, in
+# fragments, and the inner sender of one that has DF is told what would fit, as the kernel's VXLAN tells it: so a bulk
+# transfer soon fits the path, and nothing is lost until then.
+#
 # Owns nothing; works on the Way's run, which is empty afterwards.
 
 from libc.errno cimport EAGAIN, EINVAL, EIO, EMSGSIZE
@@ -42,6 +46,11 @@ cdef inline void settle(Way *way, const Block *block, Outcome outcome, uint32_t 
         count_peer(&way.peers[slot], block.peers.slots[slot].generation, packets, length, way.now)
 
 
+cdef inline int socket_of(const Way *way) noexcept nogil:
+    """Return the socket that the run leaves by."""
+    return way.sources[way.run.lane >> 2]
+
+
 cdef inline bint wait_once(Way *way) noexcept nogil:
     """Wait for the socket's buffer; False if this batch has done so before."""
     cdef timespec timeout
@@ -50,7 +59,7 @@ cdef inline bint wait_once(Way *way) noexcept nogil:
     way.waited = True
     count_event(&way.counters, SEND_WAITS)
     timeout.tv_sec, timeout.tv_nsec = 0, SEND_WAIT
-    wait_for(way, way.udp, POLLOUT, &timeout)
+    wait_for(way, socket_of(way), POLLOUT, &timeout)
     return True
 
 
@@ -95,8 +104,9 @@ cdef inline Outcome send_too_big(Way *way, const Block *block, uint32_t index) n
     cdef uint32_t quoted = gather(way, index)
     cdef uint32_t length = run_length(&way.run, index) - way.rules.coat_length
     cdef int error = EMSGSIZE
-    if may_fragment(way, length):
-        error = udp_send_fragmented(way.udp, &way.run, index, &peer.underlay, way.rules.family)
+    # What the kernel may fragment, and yet does not take, is larger than any IP packet.
+    if not way.fragments and may_fragment(way, length):
+        error = udp_send_fragmented(socket_of(way), &way.run, index, &peer.underlay, way.rules.family)
     if error == 0:
         count_event(&way.counters, OUTER_FRAGMENTED)
         return SENT
@@ -104,6 +114,26 @@ cdef inline Outcome send_too_big(Way *way, const Block *block, uint32_t index) n
         return refused(way, block, index, error)
     answer(way, block, way.offender, quoted, TOO_BIG, tunnel_mtu(way, peer, length))
     return TOO_BIG
+
+
+cdef inline bint tell_narrow(Way *way, const Block *block) noexcept nogil:
+    """Where the path is too narrow for the run's datagrams, tell the first one's inner sender; return whether it is.
+
+    One answer is enough for a run, of which most are of one flow; the others' turn comes with their own runs.
+    """
+    cdef const Peer *peer = &block.peers.slots[way.run.slot]
+    cdef uint32_t mtu = path_mtu(way.path, &peer.underlay, way.rules.family)
+    cdef uint32_t outer = way.rules.overhead - way.rules.coat_length
+    cdef uint32_t quoted, length, i
+    if way.run.size + outer <= mtu or mtu == 0:
+        return False
+    for i in range(way.run.count):
+        way.counters.event[<int>OUTER_FRAGMENTED] += run_length(&way.run, i) + outer > mtu
+    quoted = gather(way, 0)
+    length = way.run.size - way.rules.coat_length
+    if not may_fragment(way, length):
+        answer(way, block, way.offender, quoted, TOO_BIG, tunnel_mtu(way, peer, length))
+    return True
 
 
 cdef inline uint32_t send_singly(Way *way, const Block *block, uint32_t *taken) noexcept nogil:
@@ -116,7 +146,7 @@ cdef inline uint32_t send_singly(Way *way, const Block *block, uint32_t *taken) 
     cdef Outcome outcome
     taken[0] = 0
     while i < way.run.count:
-        sent = udp_send_from(way.udp, &way.run, i, &peer.underlay, way.rules.family, way.messages)
+        sent = udp_send_from(socket_of(way), &way.run, i, &peer.underlay, way.rules.family, way.messages)
         if sent == -EAGAIN and wait_once(way):
             continue
         if sent > 0:
@@ -141,8 +171,9 @@ cdef inline void send_divided(Way *way, const Block *block, int error) noexcept 
     The path MTU is no reason to, nor is a peer to whom the kernel does not send single datagrams either.
     """
     cdef uint32_t taken
+    cdef bint narrow = way.fragments and error != EIO and tell_narrow(way, block)
     cdef uint32_t too_big = send_singly(way, block, &taken)
-    if error == EMSGSIZE or (error == EINVAL and too_big) or taken == 0:
+    if error == EMSGSIZE or (error == EINVAL and (too_big or narrow)) or taken == 0:
         return
     way.segment_refused = error
     way.run_most = RUN_PACKETS_OLD if error == EINVAL and way.run_most > RUN_PACKETS_OLD else 1
@@ -155,9 +186,9 @@ cdef inline void send_run(Way *way, const Block *block) noexcept nogil:
     cdef uint32_t i, taken
     cdef int error
     if run.count > 1 and way.run_most > 1:
-        error = udp_send_run(way.udp, run, &peer.underlay, way.rules.family)
+        error = udp_send_run(socket_of(way), run, &peer.underlay, way.rules.family)
         if error == EAGAIN and wait_once(way):
-            error = udp_send_run(way.udp, run, &peer.underlay, way.rules.family)
+            error = udp_send_run(socket_of(way), run, &peer.underlay, way.rules.family)
         if error == 0:
             count_event(&way.counters, MESSAGES)
             settle(way, block, SENT, run.count, run.bytes)

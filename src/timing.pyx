@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 
 from batch cimport Packet
 from checksum cimport checksum as room_checksum
+from coat cimport Coat
 from coalesce cimport Merge, merge_add, merge_begin, merge_finish
 from counters cimport FORWARD
 from encap cimport Rules, coat_off, coat_on
@@ -140,7 +141,10 @@ def coalesce(list packets not None, bint uso, uint32_t repeats):
 
 
 def encap(int coat_length, uint32_t size, uint32_t repeats):
-    """Put a peer's coat before a packet of `size` bytes and take it off; return how often that left the packet."""
+    """Put a peer's coat before a packet of `size` bytes and take it off; return how often that left the packet.
+
+    A coat of vxlan's length is checked.
+    """
     cdef Rules rules
     cdef Peer peer
     cdef Packet described
@@ -152,13 +156,16 @@ def encap(int coat_length, uint32_t size, uint32_t repeats):
     memset(&rules, 0, sizeof(Rules))
     memset(&peer, 0, sizeof(Peer))
     rules.coat_length = <uint8_t>coat_length
+    rules.checked = coat_length == sizeof(Coat)
+    # As expected, which is zeros, but for a source MAC that is not ours.
+    peer.coat[COAT_MAX - 3] = 1
     arena = _memory(COAT_MAX + size)
     with nogil:
         for _turn in range(repeats):
             coat_on(&rules, &peer, arena + COAT_MAX)
             described.at, described.length = COAT_MAX - rules.coat_length, size + rules.coat_length
             forget()
-            whole += coat_off(&rules, &described) == FORWARD and described.at == COAT_MAX
+            whole += coat_off(&rules, arena, &described) == FORWARD and described.at == COAT_MAX
     free(arena)
     return whole
 
@@ -172,10 +179,10 @@ def run(uint32_t size, uint32_t packets, uint32_t most, uint32_t repeats):
     with nogil:
         for _turn in range(repeats):
             for _packet in range(packets):
-                if not run_takes(making, 2, size, most):
+                if not run_takes(making, 2, 0, size, most):
                     runs += 1
                     run_clear(making)
-                run_join(making, 2, size)
+                run_join(making, 2, 0, size)
                 run_piece(making, data, size)
                 forget()
             runs += 1

@@ -7,14 +7,16 @@
 # Way's batch and run; the block is borrowed from rcu_online() to the end of the batch.
 
 from libc.errno cimport EAGAIN
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.time cimport timespec
 
 from batch cimport BATCH_GAP, Packet, batch_add, batch_clear, batch_has_room, batch_pass
 from block cimport Block
 from counters cimport (BAD_HEADER, BATCHES, FORWARD, FRAMES, NOT_IP, OTHER_FAMILY, SUPER_PACKETS, TRUNCATED, Outcome,
                        count_event)
+from ecn cimport ecn_of
 from encap cimport coat_on
+from flow cimport flow_hash
 from forward cimport forward_out
 from peer cimport Peer
 from rcu cimport rcu_offline, rcu_online
@@ -68,13 +70,21 @@ cdef inline Outcome decide(Way *way, const Block *block, Packet *packet, Templat
     return outcome
 
 
-cdef inline void join(Way *way, const Block *block, uint32_t slot, uint32_t length) noexcept nogil:
+cdef inline uint32_t lane_of(const Way *way, const uint8_t *inner, uint32_t length) noexcept nogil:
+    """Return the lane of a packet: of the sockets one by its flow, and its ECN bits where they are to be seen."""
+    cdef uint32_t lane = ecn_of(way.rules.family, inner) if way.rules.ecn else 0
+    if way.source_count > 1:
+        lane |= <uint32_t>(<uint64_t>flow_hash(way.rules.family, inner, length) * way.source_count >> 32) << 2
+    return lane
+
+
+cdef inline void join(Way *way, const Block *block, uint32_t slot, uint32_t lane, uint32_t length) noexcept nogil:
     """Make room in the run for a datagram of `length` bytes to a peer, sending what does not go with it."""
     # Where messages are not cut by the kernel a run only saves system calls, and may be as long as it can.
     cdef uint32_t most = way.run_most if way.run_most > 1 else RUN_PACKETS
-    if not run_takes(&way.run, slot, length, most):
+    if not run_takes(&way.run, slot, lane, length, most):
         send_run(way, block)
-    run_join(&way.run, slot, length)
+    run_join(&way.run, slot, lane, length)
 
 
 cdef inline void dress(Way *way, const Block *block, const Packet *packet) noexcept nogil:
@@ -82,7 +92,7 @@ cdef inline void dress(Way *way, const Block *block, const Packet *packet) noexc
     cdef uint8_t *inner = way.batch.arena + packet.at
     cdef uint32_t coat = way.rules.coat_length
     coat_on(&way.rules, &block.peers.slots[packet.slot], inner)
-    join(way, block, packet.slot, coat + packet.length)
+    join(way, block, packet.slot, lane_of(way, inner, packet.length), coat + packet.length)
     run_piece(&way.run, inner - coat, coat + packet.length)
 
 
@@ -91,11 +101,12 @@ cdef inline void dress_super(Way *way, const Block *block, const Packet *packet,
     cdef const uint8_t *inner = way.batch.arena + packet.at
     cdef const Peer *peer = &block.peers.slots[packet.slot]
     cdef uint32_t coat = way.rules.coat_length
+    cdef uint32_t lane = lane_of(way, inner, packet.length)
     cdef uint32_t payload, i
     cdef uint8_t *header
     for i in range(plan.count):
         payload = segment_payload(plan, i)
-        join(way, block, packet.slot, coat + plan.header + payload)
+        join(way, block, packet.slot, lane, coat + plan.header + payload)
         header = way.run.headers[way.run.count - 1]
         segment_header(plan, inner, i, header + coat)
         coat_on(&way.rules, peer, header + coat)

@@ -1,9 +1,10 @@
 # The street door: datagrams from and to other nodes through a UDP socket. One of the two files that make system calls.
 #
-# The socket is non-blocking, bound to the node's underlay address, with IP_MTU_DISCOVER = DO: every datagram leaves
-# with DF set, and one larger than the path MTU comes back as EMSGSIZE instead of being cut up. The kernel keeps what
-# it learned of each path (RFC 1191), so nothing is remembered here: path_mtu() asks it. Python opens and closes the
-# sockets (flannel_udp/underlay.py). With UDP_SEGMENT a message is cut into datagrams by the kernel or the card; with
+# The socket is non-blocking, bound to the node's underlay address. With IP_MTU_DISCOVER = DO every datagram leaves with
+# DF set, and one larger than the path MTU comes back as EMSGSIZE instead of being cut up; with DONT, as vxlan's, the
+# kernel sends it in fragments, and only a message of several comes back. The kernel keeps what it learned of each path
+# (RFC 1191), so nothing is remembered here: path_mtu() asks it. Python opens and closes the sockets
+# (flannel_udp/underlay.py). With UDP_SEGMENT a message is cut into datagrams by the kernel or the card; with
 # UDP_GRO a message received is several datagrams of one sender and size, and says which size; without it one call
 # (recvmmsg) receives several messages.
 #
@@ -23,6 +24,7 @@ from libc.string cimport memcpy, memset
 from batch cimport FRAME_MAX, SLOT, SLOTS
 from coalesce cimport iovec
 from counters cimport (SEND_BUFFER_FULL, SEND_ERROR, SEND_FORBIDDEN, SENT, TOO_BIG, UNDERLAY_UNREACHABLE, Outcome)
+from ecn cimport CE, NOT_ECT
 from peer cimport AF_INET, Underlay, sockaddr_in, sockaddr_in6
 from run cimport Run
 
@@ -65,23 +67,26 @@ cdef extern from "<netinet/in.h>" nogil:
     int IPPROTO_IPV6
     int IP_MTU
     int IP_MTU_DISCOVER
+    int IP_TOS
     int IP_PMTUDISC_DONT
     int IP_PMTUDISC_DO
     int IPV6_MTU
     int IPV6_MTU_DISCOVER
+    int IPV6_TCLASS
 
 cdef enum:
     # Specification: linux/udp.h; written here, since C libraries of old lack them.
     SOL_UDP = 17
     UDP_SEGMENT = 103
     UDP_GRO = 104
-    # Our choice: room for the one control message that is asked for, and for one that is not.
+    # Our choice: room for the two control messages that are asked for or said, and for one that is not.
     CONTROL = 128
 
 cdef struct Received:
     # A message: `length` bytes that are datagrams of `size` bytes each, the last perhaps shorter.
     uint32_t length
     uint32_t size
+    uint8_t ecn                 # of the outer header, where the socket was asked to tell it
     bint whole                  # nothing was cut off, neither bytes nor size
 
 
@@ -96,8 +101,6 @@ cdef inline int udp_receive(int fd, uint8_t *place, Underlay *sender, Received *
     cdef msghdr message
     cdef iovec piece
     cdef ssize_t length
-    cdef int size = 0
-    cdef cmsghdr *said
     piece.iov_base, piece.iov_len = place, FRAME_MAX
     memset(&message, 0, sizeof(message))
     memset(received, 0, sizeof(Received))
@@ -110,15 +113,28 @@ cdef inline int udp_receive(int fd, uint8_t *place, Underlay *sender, Received *
             break
         if errno != EINTR:
             return errno
-    said = CMSG_FIRSTHDR(&message)
+    udp_told(&message, <uint32_t>length, received)
+    return 0
+
+
+cdef inline void udp_told(msghdr *message, uint32_t length, Received *received) noexcept nogil:
+    """Say what a message of `length` bytes is, by its flags and control messages."""
+    cdef int size = 0
+    cdef int tclass = 0
+    cdef cmsghdr *said = CMSG_FIRSTHDR(message)
+    received.ecn = 0
     while said != NULL:
         if said.cmsg_level == SOL_UDP and said.cmsg_type == UDP_GRO:
             memcpy(&size, CMSG_DATA(said), sizeof(size))
-        said = CMSG_NXTHDR(&message, said)
-    received.length = <uint32_t>length
-    received.size = <uint32_t>size if size > 0 else <uint32_t>length
+        elif said.cmsg_level == IPPROTO_IP and said.cmsg_type == IP_TOS:
+            received.ecn = CMSG_DATA(said)[0] & CE
+        elif said.cmsg_level == IPPROTO_IPV6 and said.cmsg_type == IPV6_TCLASS:
+            memcpy(&tclass, CMSG_DATA(said), sizeof(tclass))
+            received.ecn = tclass & CE
+        said = CMSG_NXTHDR(message, said)
+    received.length = length
+    received.size = <uint32_t>size if size > 0 else length
     received.whole = not message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)
-    return 0
 
 
 cdef inline bint udp_gro(int fd) noexcept nogil:
@@ -128,10 +144,21 @@ cdef inline bint udp_gro(int fd) noexcept nogil:
     return getsockopt(fd, SOL_UDP, UDP_GRO, &on, &length) == 0 and on
 
 
-cdef inline int udp_receive_many(int fd, uint8_t *slots, Underlay *senders, mmsghdr *messages) noexcept nogil:
+cdef inline bint udp_fragments(int fd, int family) noexcept nogil:
+    """Tell whether the kernel may send a datagram of this socket in fragments."""
+    cdef int how = 0
+    cdef socklen_t length = sizeof(how)
+    if family == AF_INET:
+        return getsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &how, &length) == 0 and how == IP_PMTUDISC_DONT
+    return getsockopt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, &how, &length) == 0 and how == IP_PMTUDISC_DONT
+
+
+cdef inline int udp_receive_many(int fd, uint8_t *slots, Underlay *senders, mmsghdr *messages,
+                                 uint8_t *controls) noexcept nogil:
     """Receive up to SLOTS datagrams, each into its SLOT; return how many, or -errno (-EAGAIN: none at the moment).
 
-    `messages`: SLOTS of them, which then tell length and flags; `senders` as many.
+    `messages`: SLOTS of them, for udp_told(); `senders` as many; `controls`: SLOTS times CONTROL bytes, or NULL where
+    nothing but flags is told.
     """
     cdef iovec pieces[SLOTS]
     cdef int received = -1
@@ -141,6 +168,9 @@ cdef inline int udp_receive_many(int fd, uint8_t *slots, Underlay *senders, mmsg
         pieces[i].iov_base, pieces[i].iov_len = slots + i * SLOT, FRAME_MAX
         messages[i].msg_hdr.msg_iov, messages[i].msg_hdr.msg_iovlen = &pieces[i], 1
         messages[i].msg_hdr.msg_name, messages[i].msg_hdr.msg_namelen = &senders[i], sizeof(Underlay)
+        if controls != NULL:
+            messages[i].msg_hdr.msg_control = controls + i * CONTROL
+            messages[i].msg_hdr.msg_controllen = CONTROL
     while received < 0:
         received = recvmmsg(fd, messages, SLOTS, 0, NULL)
         if received < 0 and errno != EINTR:
@@ -156,18 +186,37 @@ cdef inline void udp_address(msghdr *message, const Underlay *to, int family, io
     message.msg_iov, message.msg_iovlen = pieces, count
 
 
+cdef inline void udp_say(msghdr *message, uint8_t *control, int level, int kind, const void *value,
+                         size_t length) noexcept nogil:
+    """Add a control message; `control`: CONTROL zero bytes, the same for all of one message."""
+    cdef cmsghdr *said = <cmsghdr *>(control + message.msg_controllen)
+    said.cmsg_level, said.cmsg_type, said.cmsg_len = level, kind, CMSG_LEN(length)
+    memcpy(CMSG_DATA(said), value, length)
+    message.msg_control = control
+    message.msg_controllen += CMSG_SPACE(length)
+
+
+cdef inline void udp_mark(msghdr *message, uint8_t *control, int family, uint32_t lane) noexcept nogil:
+    """Have the outer headers carry the lane's ECN bits; the socket's own are none."""
+    cdef int ecn = lane & CE
+    if ecn == NOT_ECT:
+        return
+    if family == AF_INET:
+        udp_say(message, control, IPPROTO_IP, IP_TOS, &ecn, sizeof(ecn))
+    else:
+        udp_say(message, control, IPPROTO_IPV6, IPV6_TCLASS, &ecn, sizeof(ecn))
+
+
 cdef inline int udp_send_run(int fd, Run *run, const Underlay *to, int family) noexcept nogil:
     """Send a run as one message that the kernel cuts into datagrams; return 0 or errno."""
     cdef uint8_t control[CONTROL]
-    cdef cmsghdr *said = <cmsghdr *>control
     cdef uint16_t size = <uint16_t>run.size
     cdef msghdr message
     cdef ssize_t sent = -1
     udp_address(&message, to, family, run.pieces, run.used)
     memset(control, 0, sizeof(control))
-    said.cmsg_level, said.cmsg_type, said.cmsg_len = SOL_UDP, UDP_SEGMENT, CMSG_LEN(sizeof(size))
-    memcpy(CMSG_DATA(said), &size, sizeof(size))
-    message.msg_control, message.msg_controllen = control, CMSG_SPACE(sizeof(size))
+    udp_say(&message, control, SOL_UDP, UDP_SEGMENT, &size, sizeof(size))
+    udp_mark(&message, control, family, run.lane)
     while sent < 0:
         sent = sendmsg(fd, &message, 0)
         if sent < 0 and errno != EINTR:
@@ -181,10 +230,14 @@ cdef inline int udp_send_from(int fd, Run *run, uint32_t first, const Underlay *
 
     `messages`: RUN_PACKETS of them, to work with.
     """
+    cdef uint8_t control[CONTROL]
     cdef uint32_t i
     cdef int sent = -1
+    memset(control, 0, sizeof(control))
     for i in range(first, run.count):
         udp_address(&messages[i].msg_hdr, to, family, &run.pieces[run.starts[i]], run.starts[i + 1] - run.starts[i])
+        # All say the same, so that they can share it.
+        udp_mark(&messages[i].msg_hdr, control, family, run.lane)
     while sent < 0:
         sent = sendmmsg(fd, messages + first, run.count - first, 0)
         if sent < 0 and errno != EINTR:
@@ -197,9 +250,12 @@ cdef inline int udp_send_fragmented(int fd, Run *run, uint32_t index, const Unde
     cdef int level = IPPROTO_IP if family == AF_INET else IPPROTO_IPV6
     cdef int name = IP_MTU_DISCOVER if family == AF_INET else IPV6_MTU_DISCOVER
     cdef int value = IP_PMTUDISC_DONT
+    cdef uint8_t control[CONTROL]
     cdef msghdr message
     cdef int error
     udp_address(&message, to, family, &run.pieces[run.starts[index]], run.starts[index + 1] - run.starts[index])
+    memset(control, 0, sizeof(control))
+    udp_mark(&message, control, family, run.lane)
     setsockopt(fd, level, name, &value, sizeof(value))
     error = errno if sendmsg(fd, &message, 0) < 0 else 0
     value = IP_PMTUDISC_DO

@@ -1,35 +1,51 @@
 # In: datagrams of other nodes, checked and undressed, go into the TUN, and from there the kernel's way.
 #
-#   receive (udp) -> decide (forward: sender, coat, packet, source, destination, hop) -> coalesce -> write (tun)
+#   receive (udp) -> decide (forward: sender, coat, packet, source, destination, hop) -> coalesce -> deliver (tun)
 #
 # A message may be many datagrams of one sender (UDP_GRO): each gets a descriptor and a decision of its own. What then
 # follows one another in one flow is merged into a frame for the TUN. Without UDP_GRO a call receives many messages of
-# one datagram each, and all else is the same. A TTL that ends here is answered to the remote
+# one datagram each, and all else is the same. What a peer's kernel left unfinished is finished, or handed on with the
+# word that it is not (unfinished.pxd). A TTL that ends here is answered to the remote
 # sender: the error goes into the TUN too, and the kernel routes it out again. Each pass goes over one batch; the
 # block is borrowed for as long as the batch lives. Nothing is truncated: every message finds room for the largest
 # one. The TUN's MTU does not limit what is written into it; a packet of a peer with a larger MTU goes in whole, and
 # the kernel answers as a router does where the next link is too narrow for it.
 
-from libc.errno cimport EAGAIN, EBADF, EINVAL, ENOTSOCK
-from libc.stdint cimport uint8_t, uint32_t
+from libc.errno cimport EAGAIN, EBADF, ENOTSOCK
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from posix.time cimport timespec
 
 from batch cimport (BATCH_PACKETS, SLOT, SLOTS, Packet, batch_add, batch_clear, batch_has_room, batch_pass)
 from block cimport Block
-from coalesce cimport Merge, merge_add, merge_begin, merge_finish, merge_undo
-from counters cimport (BATCHES, BYTES, DELIVERED, FORWARD, FRAMES, MESSAGES, RECEIVE_ERRORS, SUPER_PACKETS, TRUNCATED,
-                       TUN_REFUSED, UNKNOWN_SENDER, Outcome, count_event, count_peer)
-from fib cimport FIRST_PEER
+from coalesce cimport merge_add, merge_begin
+from counters cimport (BATCHES, FORWARD, MESSAGES, RECEIVE_ERRORS, TRUNCATED, UNKNOWN_SENDER, Outcome, count_event)
+from deliver cimport flush, write_super
 from forward cimport forward_in
+from inner cimport inner_total
+from peer cimport AF_INET
 from rcu cimport rcu_offline, rcu_online
-from tun cimport tun_write, tun_write_pieces
-from udp cimport MSG_CTRUNC, MSG_TRUNC, Received, udp_receive, udp_receive_many
+from udp cimport Received, udp_receive, udp_receive_many, udp_told
+from unfinished cimport finish
 from way cimport POLLIN, Way, answer, monotonic, wait_for
-from wire.ipv4 cimport PROTOCOL_UDP
+from wire.ipv4 cimport IPV4_HEADER
+from wire.ipv6 cimport IPV6_HEADER
+from wire.vnet_hdr cimport VnetHeader
 
 cdef enum:
     # Specification: UDP_MAX_SEGMENTS, more datagrams than any kernel puts into one message.
     MESSAGE_PACKETS = 128
+
+
+cdef inline bint is_one(const Way *way, const Received *received) noexcept nogil:
+    """Tell whether a message that names a size is one datagram: the size is its inner super-packet's then.
+
+    Of several datagrams the first ends where the size says; of one, the inner packet is as long as the message.
+    """
+    cdef const uint8_t *inner = way.batch.arena + way.batch.cursor + way.rules.coat_length
+    cdef uint32_t header = IPV4_HEADER if way.rules.family == AF_INET else IPV6_HEADER
+    if way.rules.coat_length == 0 or received.length < way.rules.coat_length + header:
+        return False
+    return way.rules.coat_length + inner_total(way.rules.family, inner) == received.length
 
 
 cdef inline void describe(Way *way, const Received *received) noexcept nogil:
@@ -37,7 +53,10 @@ cdef inline void describe(Way *way, const Received *received) noexcept nogil:
     cdef uint32_t start = way.batch.cursor
     cdef uint32_t end = start + received.length
     cdef Packet *packet
-    if not received.whole or received.length > received.size * MESSAGE_PACKETS:
+    if received.whole and received.size < received.length and is_one(way, received):
+        packet = batch_add(&way.batch, start, received.length)
+        packet.size, packet.ecn = <uint16_t>received.size, received.ecn
+    elif not received.whole or received.length > received.size * MESSAGE_PACKETS:
         # Without its true size a message cannot be divided; it counts as one.
         packet = batch_add(&way.batch, start, received.length)
         packet.outcome = TRUNCATED
@@ -45,7 +64,8 @@ cdef inline void describe(Way *way, const Received *received) noexcept nogil:
         batch_add(&way.batch, start, 0)
     else:
         while start < end:
-            batch_add(&way.batch, start, min(received.size, end - start))
+            packet = batch_add(&way.batch, start, min(received.size, end - start))
+            packet.ecn = received.ecn
             start += received.size
     batch_pass(&way.batch, end)
 
@@ -81,12 +101,11 @@ cdef inline int receive_datagrams(Way *way) noexcept nogil:
     cdef Received received
     cdef int count, i
     batch_clear(&way.batch)
-    count = udp_receive_many(way.udp, way.batch.arena, way.senders, way.messages)
+    count = udp_receive_many(way.udp, way.batch.arena, way.senders, way.messages, way.controls)
     if count < 0:
         return receive_failed(way, -count)
     for i in range(count):
-        received.length = received.size = way.messages[i].msg_len
-        received.whole = not way.messages[i].msg_hdr.msg_flags & (MSG_TRUNC | MSG_CTRUNC)
+        udp_told(&way.messages[i].msg_hdr, way.messages[i].msg_len, &received)
         count_event(&way.counters, MESSAGES)
         way.batch.cursor = <uint32_t>i * SLOT
         describe(way, &received)
@@ -114,64 +133,26 @@ cdef inline void decide(Way *way, const Block *block) noexcept nogil:
         way.counters.outcome[<int>outcome] += 1
 
 
-cdef inline void settle(Way *way, const Block *block, Outcome outcome, uint32_t packets,
-                        uint32_t length) noexcept nogil:
-    """Count packets that were written, of `length` bytes together."""
-    cdef uint32_t slot = way.merge_slot
-    way.counters.outcome[<int>outcome] += packets
-    if outcome != DELIVERED:
-        return
-    way.counters.event[<int>BYTES] += length
-    if slot >= FIRST_PEER:
-        count_peer(&way.peers[slot], block.peers.slots[slot].generation, packets, length, way.now)
-
-
-cdef inline void write_singly(Way *way, const Block *block) noexcept nogil:
-    """Write the packets of a refused frame one by one, as they came."""
-    cdef Merge *merge = &way.merge
-    cdef uint32_t length, i
-    merge_undo(merge)
-    for i in range(1, merge.count + 1):
-        length = <uint32_t>merge.pieces[i].iov_len
-        count_event(&way.counters, FRAMES)
-        settle(way, block, tun_write(way.tun, <uint8_t *>merge.pieces[i].iov_base, length, way.vnet), 1, length)
-
-
-cdef inline void flush(Way *way, const Block *block) noexcept nogil:
-    """Write the frame in the making, if there is one, and count its packets."""
-    cdef Merge *merge = &way.merge
-    cdef Outcome outcome
-    if merge.head == NULL:
-        return
-    merge_finish(merge)
-    if way.vnet:
-        outcome = tun_write_pieces(way.tun, merge.pieces, <int>merge.count + 1)
-    else:
-        outcome = tun_write_pieces(way.tun, &merge.pieces[1], 1)
-    count_event(&way.counters, FRAMES)
-    if outcome == TUN_REFUSED and merge.count > 1:
-        # A kernel that grants UDP super-packets and then refuses one is not asked again.
-        if merge.protocol == PROTOCOL_UDP:
-            way.uso, way.uso_refused = False, EINVAL
-        write_singly(way, block)
-    else:
-        if merge.count > 1:
-            count_event(&way.counters, SUPER_PACKETS)
-        settle(way, block, outcome, merge.count, merge.length + (merge.count - 1) * merge.header)
-    merge.head = NULL
-
-
 cdef inline void write_packets(Way *way, const Block *block) noexcept nogil:
     """Bring in all that may come in, in order, merged where one continues the other."""
     cdef Packet *packet
     cdef uint8_t *inner
-    cdef uint32_t i
+    cdef VnetHeader vnet
+    cdef uint32_t i, segments
     way.now = monotonic()
     for i in range(way.batch.count):
         packet = &way.batch.packets[i]
         if packet.outcome != FORWARD:
             continue
         inner = way.batch.arena + packet.at
+        # Whoever wears no coat has no kernel for a peer.
+        if way.rules.coat_length:
+            segments = finish(inner, packet.length, packet.size, way.mtu, &vnet)
+            if segments > 1:
+                flush(way, block)
+                way.merge_slot = packet.slot
+                write_super(way, block, inner, packet.length, segments, &vnet)
+                continue
         if (way.vnet and way.merge.head != NULL and way.merge_slot == packet.slot
                 and merge_add(&way.merge, inner, packet.length)):
             continue

@@ -43,9 +43,15 @@ cdef extern from "<poll.h>" nogil:
     short POLLOUT
     int ppoll(pollfd *fds, unsigned long count, const timespec *timeout, const void *signals)
 
+cdef enum:
+    # Our choice: more than a lane's worth of entropy for any router, and descriptors that a process can spare.
+    SOURCES_MAX = 64
+
 cdef struct Way:
     int tun
     int udp
+    int sources[SOURCES_MAX]    # sockets that flows are spread over by lane; tun_to_udp only
+    uint32_t source_count       # 1: all leaves by `udp`
     int path                    # a socket for path_mtu() alone
     int stop                    # an eventfd: readable means stop
     Rules rules
@@ -60,6 +66,9 @@ cdef struct Way:
     bint vnet                   # a vnet_hdr stands before each frame of the TUN
     bint uso                    # the TUN takes UDP super-packets
     bint gro                    # a message received may be several datagrams
+    bint fragments              # the kernel may fragment what is sent
+    uint32_t mtu                # of the TUN
+    uint8_t *controls           # SLOTS times CONTROL bytes, where datagrams tell their ECN; udp_to_tun only
     uint32_t run_most           # datagrams in a message; 1: UDP_SEGMENT is not used
     int segment_refused         # errno that ended the use of UDP_SEGMENT, or lessened it; 0: none
     int uso_refused             # errno ... of UDP super-packets

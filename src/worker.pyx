@@ -14,36 +14,42 @@ from libc.string cimport memcpy, memset
 from batch cimport ARENA, BATCH_PACKETS, SLOT, SLOTS
 from block cimport Block, block_copy, block_new
 from both_ways cimport both_ways
-from counters cimport (BAD_HEADER, BAD_OFFLOAD, BATCHES, BYTES, DELIVERED, EVENTS as EVENT_COUNT, FRAMES, ICMP_LIMITED,
-                       ICMP_NOT_ALLOWED, ICMP_SENT, MESSAGES, NOT_IP, NOT_OURS, NO_ROUTE, OTHER_FAMILY, OUTCOMES as
-                       OUTCOME_COUNT, OUTER_FRAGMENTED, OUT_OF_NETWORK, OWN_SOURCE, OWN_SUBNET, PeerCount,
-                       RECEIVE_ERRORS, SEND_BUFFER_FULL, SEND_ERROR, SEND_FORBIDDEN, SEND_WAITS, SENT,
-                       SOURCE_MISMATCH, SUPER_PACKETS, TOO_BIG, TRUNCATED, TTL_EXPIRED, TUN_DOWN, TUN_FULL,
-                       TUN_REFUSED, UNDERLAY_UNREACHABLE, UNKNOWN_SENDER, WAKE_UPS)
+from coat cimport Coat
+from counters cimport EVENTS as EVENT_COUNT, OUTCOMES as OUTCOME_COUNT, PeerCount
 from encap cimport SOURCE_KNOWN, SOURCE_OFF, SOURCE_STRICT
 from fib cimport (FIB_MAX_CELLS, FIRST_PEER as FIRST_PEER_SLOT, SLOT_NONE, SLOT_OUTSIDE, SLOT_OWN, fib_hash_delete,
                   fib_hash_set)
 from forward cimport next_hop
+from names cimport event_names, outcome_names
 from peer cimport AF_INET, AF_INET6, COAT_MAX, Peer, Underlay, peer_enter, peer_leave
 from rcu cimport RCU_READERS, Rcu, Retired, rcu_free, rcu_new, rcu_passed, rcu_publish, rcu_reclaim
 from run cimport RUN_PACKETS
 from tun_to_udp cimport tun_to_udp
-from udp cimport udp_gro
+from udp cimport CONTROL, udp_fragments, udp_gro
 from udp_to_tun cimport udp_to_tun
-from way cimport Way
-from wire.ethernet cimport EthernetHeader
+from way cimport SOURCES_MAX as SOURCE_PLACES, Way
+from wire.ethernet cimport ETHERTYPE_IPV4 as TYPE_IPV4, ETHERTYPE_IPV6 as TYPE_IPV6, MAC_LENGTH as MAC_BYTES
 from wire.ipv4 cimport IPV4_HEADER
 from wire.ipv6 cimport IPV6_HEADER
 from wire.order cimport htons, load128, ntohl, ntohs, u128
 from wire.udp cimport FLANNEL_UDP_PORT, UDP_HEADER
-from wire.vxlan cimport FLANNEL_VXLAN_PORT, VXLAN_HEADER
+from wire.vxlan cimport FLANNEL_VXLAN_PORT, VXLAN_FLAG_VNI as VXLAN_FLAG, VXLAN_HEADER as VXLAN_HEADER_BYTES
 
 # Constants of the wire, for every Python file.
 UDP_PORT = FLANNEL_UDP_PORT
 VXLAN_PORT = FLANNEL_VXLAN_PORT
 UDP_OVERHEAD_V4 = IPV4_HEADER + UDP_HEADER
 UDP_OVERHEAD_V6 = IPV6_HEADER + UDP_HEADER
-VXLAN_COAT = VXLAN_HEADER + sizeof(EthernetHeader)
+VXLAN_HEADER = VXLAN_HEADER_BYTES
+VXLAN_FLAG_VNI = VXLAN_FLAG
+VXLAN_COAT = sizeof(Coat)
+VXLAN_OVERHEAD_V4 = UDP_OVERHEAD_V4 + VXLAN_COAT
+VXLAN_OVERHEAD_V6 = UDP_OVERHEAD_V6 + VXLAN_COAT
+MAC_LENGTH = MAC_BYTES
+ETHERTYPE_IPV4 = TYPE_IPV4
+ETHERTYPE_IPV6 = TYPE_IPV6
+# How many sockets one queue can spread its flows over.
+SOURCES_MAX = SOURCE_PLACES
 
 # Slots that are no peer's.
 NO_SLOT = SLOT_NONE
@@ -57,50 +63,9 @@ SOURCE_CHECKS = {"off": SOURCE_OFF, "known": SOURCE_KNOWN, "strict": SOURCE_STRI
 cdef enum:
     HASHED_SLOTS = 1 << 20
 
-cdef dict _OUTCOMES = {
-    SENT: ("sent", "out", "handed to the underlay socket"),
-    DELIVERED: ("delivered", "in", "written into the TUN"),
-    NOT_IP: ("not_ip", "both", "neither IPv4 nor IPv6"),
-    OTHER_FAMILY: ("other_family", "both", "an IP packet of the family that this overlay does not carry"),
-    BAD_OFFLOAD: ("bad_offload", "out", "an unfinished packet whose vnet_hdr does not fit it"),
-    BAD_HEADER: ("bad_header", "both", "header length or total length that cannot be"),
-    TRUNCATED: ("truncated", "both", "shorter than its header says"),
-    NO_ROUTE: ("no_route", "out", "inside the network, but no node leases the destination's subnet"),
-    OWN_SUBNET: ("own_subnet", "out", "for this node's own subnet, where the kernel has no route of its own to it"),
-    OUT_OF_NETWORK: ("out_of_network", "out", "destination outside the overlay network"),
-    NOT_OURS: ("not_ours", "in", "destination outside this node's subnet"),
-    TTL_EXPIRED: ("ttl_expired", "both", "TTL or hop limit ended at this end of the tunnel"),
-    TOO_BIG: ("too_big", "out", "larger than the path to the peer carries, and not to be fragmented"),
-    UNKNOWN_SENDER: ("unknown_sender", "in", "from an underlay address that no peer has (--source-check)"),
-    SOURCE_MISMATCH: ("source_mismatch", "in", "from a peer that does not lease its source (--source-check=strict)"),
-    OWN_SOURCE: ("own_source", "in", "inner source is this node's own address"),
-    SEND_BUFFER_FULL: ("send_buffer_full", "out", "the socket's buffer or the interface's queue stayed full"),
-    UNDERLAY_UNREACHABLE: ("underlay_unreachable", "out", "this node has no way to the peer's underlay address"),
-    SEND_FORBIDDEN: ("send_forbidden", "out", "a firewall on this node forbids sending to the peer"),
-    SEND_ERROR: ("send_error", "out", "the kernel refused the datagram for another reason; the log names it"),
-    TUN_DOWN: ("tun_down", "in", "the TUN device is down"),
-    TUN_FULL: ("tun_full", "in", "the kernel had no memory or room for the packet"),
-    TUN_REFUSED: ("tun_refused", "in", "the TUN device refused the packet"),
-}
-
-cdef dict _EVENTS = {
-    WAKE_UPS: ("wake_ups", "times that the loop slept and was woken"),
-    BATCHES: ("batches", "batches of one or more packets"),
-    MESSAGES: ("messages", "messages to or from the underlay socket, of one or more datagrams"),
-    FRAMES: ("frames", "frames from or to the TUN, of one or more packets"),
-    SUPER_PACKETS: ("super_packets", "frames that were divided or merged"),
-    ICMP_SENT: ("icmp_sent", "ICMP errors written into the TUN for the inner sender"),
-    ICMP_NOT_ALLOWED: ("icmp_not_allowed", "ICMP errors that the RFCs forbid to send"),
-    ICMP_LIMITED: ("icmp_limited", "ICMP errors above the rate limit"),
-    OUTER_FRAGMENTED: ("outer_fragmented", "packets that went out in fragments, being too big but without DF"),
-    RECEIVE_ERRORS: ("receive_errors", "errors that the socket reported instead of a datagram"),
-    SEND_WAITS: ("send_waits", "waits for room in the socket's buffer"),
-    BYTES: ("bytes", "bytes of the packets that were sent or delivered, without any coat"),
-}
-
 # (name, direction "out" | "in" | "both", meaning) by place in Worker.counters(), and (name, meaning) likewise.
-OUTCOMES = tuple([_OUTCOMES[i] for i in range(OUTCOME_COUNT)])
-EVENTS = tuple([_EVENTS[i] for i in range(EVENT_COUNT)])
+OUTCOMES = outcome_names()
+EVENTS = event_names()
 
 
 cdef u128 _number(bytes address) except *:
@@ -339,33 +304,42 @@ cdef class Builder:
 cdef class Worker:
     """Two loops over one table: tun_to_udp() and udp_to_tun(), each to be called in a thread of its own.
 
-    Worker(builder, coat_length=, ttl_step=, overhead=, source_check=): the record that makes a backend (bytes, hops,
-    bytes, a value of SOURCE_CHECKS). What the loops count and learn lives with the Worker and survives their restarts.
+    Worker(builder, coat_length=, ttl_step=, overhead=, source_check=, expected=, ecn=): the record that makes a backend
+    (bytes, hops, bytes, a value of SOURCE_CHECKS; VXLAN_COAT bytes as they must stand before what arrives, or none;
+    whether congestion marks pass). Raises ValueError where these do not go together, MemoryError. What the loops count
+    and learn lives with the Worker and survives their restarts.
     """
 
     cdef Builder builder
     cdef Way *out
     cdef Way *into
 
-    def __cinit__(self, Builder builder not None, *, int coat_length, int ttl_step, int overhead, int source_check):
+    def __cinit__(self, Builder builder not None, *, int coat_length, int ttl_step, int overhead, int source_check,
+                  bytes expected not None=b"", bint ecn=False):
         if not 0 <= coat_length <= COAT_MAX or source_check not in SOURCE_CHECKS.values():
             raise ValueError(f"coat of {coat_length} bytes, source check {source_check}")
+        if expected and not len(expected) == coat_length == VXLAN_COAT:
+            raise ValueError(f"{len(expected)} bytes are expected of a coat of {coat_length}")
         self.builder = builder
-        self.out = self._way(coat_length, ttl_step, overhead, source_check)
-        self.into = self._way(coat_length, ttl_step, overhead, source_check)
+        self.out = self._way()
+        self.into = self._way()
+        for way in (<uintptr_t>self.out, <uintptr_t>self.into):
+            (<Way *>way).rules.coat_length, (<Way *>way).rules.ttl_step = coat_length, ttl_step
+            (<Way *>way).rules.overhead, (<Way *>way).rules.source_check = overhead, source_check
+            (<Way *>way).rules.checked, (<Way *>way).rules.ecn = bool(expected), ecn
+            memcpy(&(<Way *>way).rules.expected, <const uint8_t *>expected, len(expected))
         self.into.senders = <Underlay *>calloc(BATCH_PACKETS, sizeof(Underlay))
-        if self.into.senders == NULL:
+        self.into.controls = <uint8_t *>calloc(SLOTS, CONTROL) if ecn else NULL
+        if self.into.senders == NULL or (ecn and self.into.controls == NULL):
             raise MemoryError
 
-    cdef Way *_way(self, int coat_length, int ttl_step, int overhead, int source_check) except NULL:
+    cdef Way *_way(self) except NULL:
         """Allocate one direction and give it a reader's place."""
         cdef Way *way = <Way *>calloc(1, sizeof(Way))
         cdef int i
         if way == NULL:
             raise MemoryError
         way.rules.family = self.builder.draft.family
-        way.rules.coat_length, way.rules.ttl_step = coat_length, ttl_step
-        way.rules.overhead, way.rules.source_check = overhead, source_check
         way.rcu = self.builder.rcu
         way.run_most = RUN_PACKETS
         # For all that there can be: the kernel gives pages only to what is used.
@@ -384,31 +358,32 @@ cdef class Worker:
         _free_way(self.out)
         _free_way(self.into)
 
-    def tun_to_udp(self, int tun, int udp, int path, int stop):
+    def tun_to_udp(self, int tun, int udp, int path, int stop, tuple sources not None=()):
         """Forward outwards until `stop` (an eventfd) is readable.
 
-        tun, udp: non-blocking descriptors; path: a UDP socket bound to the same address, kept for path-MTU questions.
-        Raises OSError when the TUN fails, RuntimeError if this loop runs already.
+        tun, udp: non-blocking descriptors; path: a UDP socket bound to the same address, kept for path-MTU questions;
+        sources: further sockets, at most SOURCES_MAX, that flows are spread over instead of `udp`. Raises OSError when
+        the TUN fails, RuntimeError if this loop runs already, ValueError.
         """
-        self._enter(self.out, tun, udp, path, stop)
+        self._enter(self.out, tun, udp, path, stop, sources)
         cdef int result
         with nogil:
             result = tun_to_udp(self.out)
         self._leave(self.out, result)
 
-    def udp_to_tun(self, int tun, int udp, int path, int stop):
+    def udp_to_tun(self, int tun, int udp, int path, int stop, tuple sources not None=()):
         """Forward inwards until `stop` is readable; arguments and errors as tun_to_udp(), but the socket's."""
-        self._enter(self.into, tun, udp, path, stop)
+        self._enter(self.into, tun, udp, path, stop, sources)
         cdef int result
         with nogil:
             result = udp_to_tun(self.into)
         self._leave(self.into, result)
 
-    def both_ways(self, int tun, int udp, int path, int stop):
+    def both_ways(self, int tun, int udp, int path, int stop, tuple sources not None=()):
         """Forward both ways in one thread until `stop` is readable; arguments and errors as of the two loops."""
-        self._enter(self.out, tun, udp, path, stop)
+        self._enter(self.out, tun, udp, path, stop, sources)
         try:
-            self._enter(self.into, tun, udp, path, stop)
+            self._enter(self.into, tun, udp, path, stop, sources)
         except RuntimeError:
             self.out.running = False
             raise
@@ -418,16 +393,16 @@ cdef class Worker:
         self.into.running = False
         self._leave(self.out, result)
 
-    def use(self, *, bint vnet, bint uso, bint segment, int64_t busy_poll):
+    def use(self, *, bint vnet, bint uso, bint segment, int64_t busy_poll, uint32_t mtu=0):
         """Say, before a loop starts, what the doors can do, and how long to look for work before sleeping.
 
         vnet: a vnet_hdr stands before each frame; uso: the TUN takes UDP super-packets; segment: the kernel cuts
-        messages into datagrams; busy_poll: nanoseconds.
+        messages into datagrams; busy_poll: nanoseconds; mtu: of the TUN, bytes, 0 where it is not known.
         """
         for way in (<uintptr_t>self.out, <uintptr_t>self.into):
             (<Way *>way).vnet, (<Way *>way).uso = vnet, uso and vnet
             (<Way *>way).run_most = RUN_PACKETS if segment else 1
-            (<Way *>way).busy_poll = busy_poll
+            (<Way *>way).busy_poll, (<Way *>way).mtu = busy_poll, mtu
             (<Way *>way).segment_refused = (<Way *>way).uso_refused = 0
 
     def given_up(self):
@@ -435,11 +410,18 @@ cdef class Worker:
         refusals = (("udp_segment", self.out.segment_refused), ("uso", self.into.uso_refused))
         return [(name, number) for name, number in refusals if number]
 
-    cdef int _enter(self, Way *way, int tun, int udp, int path, int stop) except -1:
+    cdef int _enter(self, Way *way, int tun, int udp, int path, int stop, tuple sources) except -1:
+        cdef int i
         if way.running:
             raise RuntimeError("this loop runs already")
-        way.running = True
+        if len(sources) > SOURCE_PLACES:
+            raise ValueError(f"{len(sources)} sources: there is room for {SOURCE_PLACES}")
         way.tun, way.udp, way.path, way.stop, way.gro = tun, udp, path, stop, udp_gro(udp)
+        way.fragments = udp_fragments(udp, way.rules.family)
+        way.sources[0], way.source_count = udp, max(len(sources), 1)
+        for i in range(<int>len(sources)):
+            way.sources[i] = sources[i]
+        way.running = True
         return 0
 
     cdef int _leave(self, Way *way, int result) except -1:
@@ -493,4 +475,5 @@ cdef void _free_way(Way *way) noexcept:
     free(way.batch.arena)
     free(way.peers)
     free(way.senders)
+    free(way.controls)
     free(way)

@@ -37,8 +37,9 @@ FLOORS = {
 PROBED_BY = {"lab"}  # the explaining commands
 
 # The same for the rooms of src/.
-PURE = {"checksum", "fib", "hop", "icmp", "inner", "encap"}  # bytes in, bytes out: no fd, no errno, no clock
-MANY = {"segment", "coalesce", "run"}  # many packets as one: as pure as these
+# Bytes in, bytes out: no fd, no errno, no clock.
+PURE = {"checksum", "fib", "hop", "icmp", "inner", "encap", "coat", "ecn", "flow"}
+MANY = {"segment", "coalesce", "run", "unfinished"}  # many packets as one: as pure as these
 DATA = {"batch", "counters", "peer", "rcu", "block"}  # what rooms hand to each other
 STREET = {"tun", "udp"}
 LOOPS = {"tun_to_udp", "udp_to_tun"}
@@ -48,16 +49,24 @@ ROOMS: dict[str, frozenset[str] | set[str]] = {
     "segment": {"checksum", "counters"},
     "coalesce": {"checksum"},
     "run": {"segment", "coalesce", "peer"},
-    "encap": {"batch", "counters", "peer"},
+    "unfinished": {"checksum", "coalesce", "segment"},
+    "encap": {"batch", "coat", "counters", "peer"},
+    "coat": {"counters"},
+    "ecn": {"checksum", "counters", "peer"},
+    "flow": {"peer"},
+    "names": {"counters"},
+    "layout": set(),
     **dict.fromkeys(DATA, frozenset({"counters", "fib", "peer", "rcu"})),
-    **dict.fromkeys(STREET, frozenset({"batch", "coalesce", "counters", "peer", "run"})),
+    **dict.fromkeys(STREET, frozenset({"batch", "coalesce", "counters", "ecn", "peer", "run"})),
     "forward": PURE | DATA,
     "way": PURE | MANY | DATA | STREET,
     "send": PURE | MANY | DATA | STREET | {"way"},
+    "deliver": PURE | MANY | DATA | STREET | {"way"},
     "tun_to_udp": PURE | MANY | DATA | STREET | {"forward", "way", "send"},
-    "udp_to_tun": PURE | MANY | DATA | STREET | {"forward", "way"},
+    "udp_to_tun": PURE | MANY | DATA | STREET | {"forward", "way", "deliver"},
     "both_ways": LOOPS | {"way"},
-    **dict.fromkeys(("worker", "probe"), PURE | MANY | DATA | STREET | LOOPS | {"forward", "way", "both_ways"}),
+    **dict.fromkeys(("worker", "probe"), PURE | MANY | DATA | STREET | LOOPS | {
+        "forward", "way", "both_ways", "names", "layout"}),
     "timing": PURE | MANY | DATA,
 }
 # Calls of the system that move bytes, not methods or definitions of that name.

@@ -15,6 +15,7 @@
 from libc.stdint cimport uint8_t, uint16_t
 
 cdef enum:
+    MAC_LENGTH = 6                  # bytes
     # Specification: IANA "IEEE 802 numbers".
     ETHERTYPE_IPV4 = 0x0800
     ETHERTYPE_ARP = 0x0806

@@ -15,6 +15,7 @@ cdef enum:
     # Specification: RFC 7348; the port is Linux's historical default, which flannel keeps (IANA gave 4789 later).
     VXLAN_HEADER = 8                # bytes
     VXLAN_FLAG_VNI = 0x08000000     # host order, in `flags`
+    VXLAN_RESERVED = 0x000000FF     # host order, in `vni`
     FLANNEL_VXLAN_PORT = 8472
 
 cdef packed struct VxlanHeader:

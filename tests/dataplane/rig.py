@@ -29,7 +29,8 @@ from .answers import Answers
 from .packets import packed
 
 UDP_GRO = 104  # linux/udp.h
-IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, linux/in6.h
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_DO = 10, 23, 0, 2  # linux/in.h, linux/in6.h
+RECEIVE_TOS = {4: (socket.IPPROTO_IP, 13), 6: (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS)}  # linux/in.h
 PEER = FIRST_PEER
 LEAK = (300 if os.environ.get("FLANNEL_UDP_SANITIZED") else 16) << 20
 """Growth of memory that is a leak: the tests that look for one do a thing so often that a block each would be more.
@@ -40,14 +41,15 @@ Less is none: a loop that the scheduler stops in a batch holds what is published
 LOOPS = {"out": "tun_to_udp", "in": "udp_to_tun"}
 
 
-def udp_socket(address: str) -> socket.socket:
+def udp_socket(address: str, *, fragment: bool = False) -> socket.socket:
     """A non-blocking UDP socket as flannel_udp/underlay.py opens it, on any port."""
+    discovery = PMTUDISC_DONT if fragment else PMTUDISC_DO
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     opened = socket.socket(family, socket.SOCK_DGRAM)
     if family == socket.AF_INET:
-        opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
+        opened.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, discovery)
     else:
-        opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO)
+        opened.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, discovery)
     opened.bind((address, 0))
     opened.setblocking(False)
     return opened
@@ -66,18 +68,23 @@ class Rig:
 
     def __init__(self, family: int = 4, source_check: str = "known", coat: bytes = b"",
                  tun_type: int = socket.SOCK_SEQPACKET, *, gro: bool = True,
-                 answers: dict[str, Answers] | None = None) -> None:
+                 answers: dict[str, Answers] | None = None, ttl_step: int = 1, expected: bytes = b"",
+                 ecn: bool = False, fragment: bool = False, sources: int = 0) -> None:
         self.family = family
         self.answers = answers or {}
         self.kernel, self.tun = socket.socketpair(socket.AF_UNIX, tun_type)
         self.kernel.settimeout(DEADLINE)
         self.tun.setblocking(False)
         node, peer = ("127.0.0.1", "127.0.0.2") if family == 4 else ("::1", "::1")
-        self.udp, self.path, self.peer = udp_socket(node), udp_socket(node), udp_socket(peer)
+        self.udp, self.path, self.peer = udp_socket(node, fragment=fragment), udp_socket(node), udp_socket(peer)
+        self.sources = [udp_socket(node, fragment=fragment) for _ in range(sources)]
+        for opened in (self.udp, self.peer) if ecn else ():
+            opened.setsockopt(*RECEIVE_TOS[family], 1)
         self.peer.settimeout(DEADLINE)
         self.udp.setsockopt(socket.IPPROTO_UDP, UDP_GRO, gro)
         self.builder = Builder(packed(self.overlay(0)), *((16, 24) if family == 4 else (48, 64)))
-        self.worker = Worker(self.builder, coat_length=len(coat), ttl_step=1, source_check=SOURCE_CHECKS[source_check],
+        self.worker = Worker(self.builder, coat_length=len(coat), ttl_step=ttl_step, expected=expected, ecn=ecn,
+                             source_check=SOURCE_CHECKS[source_check],
                              overhead=(UDP_OVERHEAD_V4 if family == 4 else UDP_OVERHEAD_V6) + len(coat))
         self.builder.set_own(packed(self.overlay(1)), [packed(node), packed(self.overlay(1))])
         self.set_route(1, OWN_SLOT)
@@ -108,7 +115,8 @@ class Rig:
             self.answers[direction].install()
         try:
             getattr(self.worker, LOOPS[direction])(
-                self.tun.fileno(), self.udp.fileno(), self.path.fileno(), self.stop_fd)
+                self.tun.fileno(), self.udp.fileno(), self.path.fileno(), self.stop_fd,
+                tuple(source.fileno() for source in self.sources))
         except OSError as error:
             self.ended[direction] = error
 
@@ -140,7 +148,7 @@ class Rig:
 
     def close(self) -> None:
         """Close every descriptor."""
-        for opened in (self.kernel, self.tun, self.udp, self.path, self.peer):
+        for opened in (self.kernel, self.tun, self.udp, self.path, self.peer, *self.sources):
             opened.close()
         with contextlib.suppress(OSError):
             os.close(self.stop_fd)

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from typing import Any
 
 import pytest
 
 from flannel_udp._dataplane import FIRST_PEER, OWN_SLOT, SOURCE_CHECKS
-from flannel_udp._probe import Node, coalesce, icmp_allowed, icmp_error, inner, segment
+from flannel_udp._probe import Node, coalesce, finish, icmp_allowed, icmp_error, inner, segment
 
 from . import packets
 from .packets import NAMES, ipv4, ipv6, packed
@@ -36,10 +37,10 @@ def underlay(family: int, number: int) -> bytes:
     return packed(f"192.0.2.{number}" if family == 4 else f"2001:db8::{number}")
 
 
-def make_node(family: int, check: str) -> Node:
+def make_node(family: int, check: str, **rules: Any) -> Node:  # noqa: ANN401 - as Node has them
     """Node 1; peers 2 and 3; one more address of the node's own, in nobody's subnet."""
     network = (packed("10.5.0.0"), 16, 24) if family == 4 else (packed("fd05::"), 48, 64)
-    node = Node(*network, source_check=SOURCE_CHECKS[check])
+    node = Node(*network, source_check=SOURCE_CHECKS[check], **rules)
     for number, slot in SLOTS.items():
         node.set_subnet(packed(f"10.5.{number}.0" if family == 4 else f"fd05:0:0:{number}::"), slot)
         if slot >= FIRST_PEER:
@@ -258,6 +259,84 @@ def test_vnet_headers_and_super_packets_of_any_kind(flow: Flow) -> None:
             headers = (sum(map(len, become)) - len(data)) // (len(become) - 1)
             assert b"".join([one[headers:] for one in become]) == data[headers:], (SEED, data.hex(), header.hex())
     assert TOTAL < 10_000 or len(seen) >= 4, seen
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("flow", VARIED, ids=lambda flow: str(flow)[5:40])
+def test_packets_that_a_peers_kernel_left_unfinished(flow: Flow) -> None:
+    """Nothing is read or written beside the packet; what stands for many is divided into so many, without a loss."""
+    pick = random.Random(f"{SEED} unfinished {flow}").random
+    made = [flow.super_packet(text(size), 100)[0] for size in (1, 100, 150, 1400, 5000)]
+    seen: Counter[str] = Counter()
+    for _ in range(TOTAL // len(VARIED) // 4):
+        data = made[int(pick() * len(made))]
+        if pick() < 0.7:
+            data = disturbed(data, pick)
+        try:
+            found, count, vnet = finish(data, (0, 1, 99, 100, 65535)[int(pick() * 5)],
+                                        (0, 100, 1280, 1450)[int(pick() * 4)])
+        except ValueError:
+            seen["no packet"] += 1
+            continue
+        assert len(found) == len(data)
+        if count == 1:
+            assert vnet == bytes(10), (SEED, data.hex())
+            seen["finished" if found != data else "left"] += 1
+            continue
+        assert found == data
+        parts = segment(found, vnet)
+        if isinstance(parts, int):
+            seen[NAMES[parts]] += 1
+            continue
+        seen["divided"] += 1
+        assert len(parts) == count, (SEED, data.hex())
+        headers = (sum(map(len, parts)) - len(data)) // (count - 1)
+        assert b"".join([one[headers:] for one in parts]) == data[headers:], (SEED, data.hex())
+    assert TOTAL < 10_000 or len(seen) >= 4, seen
+
+
+def oracle_coat(data: bytes, own: bytes, vni: bytes, family: int) -> str:
+    """What is wrong with a VXLAN and Ethernet header, read byte by byte."""
+    if len(data) < 22:
+        return "truncated"
+    if data[:4] != b"\x08\0\0\0" or data[7]:
+        return "bad_flags"
+    if data[4:7] != vni:
+        return "other_vni"
+    if data[8:14] != own:
+        return "other_mac"
+    if data[14:20] == own:
+        return "own_mac"
+    return "" if data[20:22] == (b"\x08\x00" if family == 4 else b"\x86\xdd") else "other_ethertype"
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("family", [4, 6])
+def test_coats_of_any_kind(family: int) -> None:
+    """The coat's oracle first, then the packet's; congestion marks change nothing but their bits."""
+    dice = random.Random(f"{SEED} coats {family}")
+    own, vni = bytes([2, 0, 0, 0, 0, 1]), b"\x00\x10\x01"
+    good = b"\x08\0\0\0" + vni + b"\0" + own + bytes([2, 0, 0, 0, 0, 2])
+    good += b"\x08\x00" if family == 4 else b"\x86\xdd"
+    node = make_node(family, "known", coat_length=22, expected=good, ecn=True, ttl_step=0)
+    inside, seen = mutated(family, templates(family, "in"), dice), Counter[str]()
+    for _ in range(TOTAL // 10):
+        coat = bytearray(good)
+        for _ in range(dice.choice((0, 0, 1, 2))):
+            coat[dice.randrange(22)] = dice.choice((0, 1, 2, 8, own[5], dice.randrange(256)))
+        data = next(inside)
+        whole = (bytes(coat) + data)[:dice.choice((22, 100_000, 100_000, dice.randrange(60)))]
+        mark = dice.randrange(4)
+        outcome, _, after = node.into(underlay(family, 2), whole, mark)
+        due = oracle_coat(whole, own, vni, family) or oracle_in(family, "known", 2, whole[22:])
+        inner_mark = (whole[23] if family == 4 else whole[23] >> 4) & 3 if len(whole) > 23 else 0
+        if due in ("forward", "ttl_expired"):
+            due = "ce_lost" if (inner_mark, mark) == (0, 3) else "forward"
+        assert NAMES[outcome] == due, (SEED, whole.hex(), mark)
+        seen[due] += 1
+        if due == "forward":
+            assert after[2:10] + after[12:] == whole[24:32] + whole[34:22 + len(after)]
+    assert TOTAL < 10_000 or len(seen) >= 9, seen
 
 
 @pytest.mark.timeout(0)

@@ -39,6 +39,13 @@ def test_runs(datagrams: list[tuple[int, int]], runs: list[tuple[int, list[int]]
     assert shape(*datagrams) == runs
 
 
+@pytest.mark.parametrize(("lanes", "runs"), [
+    ([0, 0, 0], [3]), ([1, 1, 1], [3]), ([0, 1, 1], [1, 2]), ([4, 0, 4], [1, 1, 1]), ([1 << 8, 1 << 8, 1], [2, 1])])
+def test_a_message_has_one_lane(lanes: list[int], runs: list[int]) -> None:
+    """One socket, one mark in the outer headers."""
+    assert [len(several) for _, _, several in run([(5, b"x")] * 3, lanes=lanes)] == runs
+
+
 @pytest.mark.parametrize("most", [1, 2, 63, 127])
 def test_as_many_as_the_kernel_takes(most: int) -> None:
     assert [len(lengths) for _, lengths in shape(*[(5, 20)] * 300, most=most)] == (

@@ -22,7 +22,7 @@ from flannel_udp.options import default_threads
 
 from ..conftest import DEADLINE, require_tun, wait_until
 from ..dataplane.packets import naive_checksum
-from .agent import Agent, subnet_of
+from .agent import Agent, KernelVxlan, subnet_of
 from .ethtool import offloads_off
 from .topology import Topology
 from .transfer import BLOCK, UDP_SEGMENT, bad_checksums, family_of, transfer
@@ -38,7 +38,7 @@ RUN = 127
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
-def checksum_errors(agent: Agent) -> int:
+def checksum_errors(agent: Agent | KernelVxlan) -> int:
     """InCsumErrors of TCP and UDP on a node."""
     return bad_checksums(agent.node)
 

@@ -1,5 +1,5 @@
-"""The traps of such a data path, one test each, by number; 1 and 2 belong to VXLAN. What a room's tests hold already is
-called from here, so that no trap is without its name."""
+"""The traps of such a data path, one test each, by number. What a room's tests hold already is called from here, so
+that no trap is without its name."""
 
 import errno
 import os
@@ -14,12 +14,14 @@ from flannel_udp._dataplane import UDP_PORT
 from ..conftest import DEADLINE, require_tun, wait_until
 from ..dataplane import test_coalesce, test_receive, test_refusals, test_segment, test_send
 from ..dataplane.super_packets import ALL, BULK4, NAMES, UDP4, UDP6, Flow, text
-from .agent import Agent, subnet_of
+from . import test_vxlan
+from .agent import Agent, KernelVxlan, subnet_of
 from .test_transfers import Sequenced, checksum_errors, segments_per_message
 from .topology import Node, Topology
 from .transfer import transfer
 
 MakePair: TypeAlias = Callable[..., tuple[Agent, Agent]]
+MakeMixed: TypeAlias = Callable[..., tuple[Agent, KernelVxlan]]
 
 UDP_SEGMENT, IP_RECVTOS = 103, 13  # linux/udp.h, linux/in.h
 
@@ -42,6 +44,10 @@ def pair(topology: Callable[..., Topology]) -> Iterator[MakePair]:
         agent.close()
 
 
+mixed = test_vxlan.pair
+"""One of ours and a kernel's VXLAN device."""
+
+
 def street(node: Node) -> socket.socket:
     """A plain socket in the place of a node's data plane."""
     with node.entered():
@@ -49,6 +55,26 @@ def street(node: Node) -> socket.socket:
     opened.bind((f"{node.address}", UDP_PORT))
     opened.settimeout(DEADLINE)
     return opened
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_trap_01_a_super_packet_with_an_unfinished_checksum(mixed: MakeMixed, family: int) -> None:
+    """A kernel VXLAN peer over a veth: one datagram holds it whole, so that there are fewer messages than packets."""
+    one, two = mixed(family)
+    transfer(two.node, one.node, one.tunnel, 64 << 20)
+    counters = one.forwarder.counters()["in"]
+    assert counters.events["super_packets"] > 0
+    assert counters.packets / counters.events["messages"] > 5
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_trap_02_a_size_that_is_the_inner_ones(mixed: MakeMixed, family: int) -> None:
+    """UDP_GRO says a size of one datagram: of its inner super-packet's datagrams. Three of them come as one message."""
+    one, two = mixed(family)
+    before = one.events("in")["messages"]
+    test_vxlan.exchange(two, one, 3000, 1000)
+    assert one.events("in")["messages"] - before == 5
+    wait_until(lambda: one.outcomes("in") == {"delivered": 15}, "each is counted")
 
 
 @pytest.mark.parametrize("flow", ALL, ids=NAMES)
@@ -97,8 +123,8 @@ def test_trap_07_a_bad_inner_checksum_is_not_laundered(topology: Callable[..., T
 
 
 def test_trap_08_ecn(topology: Callable[..., Topology]) -> None:
-    """The outer header says not-ECT whatever the inner says (RFC 6040, compatibility mode), so no router marks it where
-    the mark would be lost; and packets of different ECN stay apart."""
+    """Of udp the outer header says not-ECT whatever the inner says (RFC 6040, compatibility mode), so no router marks
+    it where the mark would be lost; and packets of different ECN stay apart. vxlan: test_ecn.py, test_vxlan.py."""
     require_tun()
     near, far = topology(2).nodes
     agent = Agent(near)

@@ -117,6 +117,38 @@ def test_a_kernel_without_an_offload_says_so(
         assert opened.granted == Granted((kept,), (Refusal((name,), "Protocol not available"),))
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_socket_that_fragments(node: Node, version: int) -> None:
+    """What is larger than the link leaves in fragments, without DF; and each datagram tells its mark on arrival."""
+    address = node.address if version == 4 else node.address6
+    with node.entered(), closing(open_underlay_sockets(address, 8472, fragment=True, tos=True, sources=3)) as opened:
+        for one in (opened.street, *opened.sources):
+            one.sendto(bytes(3000), (str(address + 1), 8472))
+        with pytest.raises(OSError, match="Message too long"):
+            opened.path.sendto(bytes(3000), (str(address + 1), 8472))
+        ports = {one.getsockname()[1] for one in (opened.street, opened.path, *opened.sources)}
+        assert len(ports) == 5
+        assert opened.street.getsockname()[1] == 8472
+        told = (socket.IPPROTO_IP, 13) if version == 4 else (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS)
+        assert opened.street.getsockopt(*told) == 1
+        with open_underlay_socket(address, 0) as stranger:
+            assert stranger.getsockopt(*told) == 0
+            for source in opened.sources:
+                stranger.sendto(b"nobody reads this", source.getsockname()[:2])
+                with pytest.raises(BlockingIOError):
+                    source.recv(100)
+
+
+def test_further_queues_have_the_same_manner(node: Node) -> None:
+    with node.entered(), ExitStack() as stack:
+        first = stack.enter_context(closing(open_underlay_sockets(node.address, 8472, fragment=True, sources=2)))
+        for other in open_beside(first, 2):
+            stack.enter_context(closing(other))
+            assert other.manner == first.manner
+            assert len(other.sources) == 2
+            other.street.sendto(bytes(3000), (str(node.address + 1), 8472))
+
+
 class CannotTell(Socket):
     """A socket of a kernel that merges and does not tell: Linux 5.0 to 5.11."""
 
@@ -136,10 +168,10 @@ def test_merging_that_cannot_be_read_back_is_switched_off_again(node: Node, monk
 def test_both_sockets_or_none(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     real = underlay.open_underlay_socket
 
-    def without_a_second(address: IPv4Address, port: int) -> socket.socket:
+    def without_a_second(address: IPv4Address, port: int, **manner: Any) -> socket.socket:  # noqa: ANN401
         if not port:
             raise UnderlayError("no more ports")
-        return real(address, port)
+        return real(address, port, **manner)
 
     monkeypatch.setattr(underlay, "open_underlay_socket", without_a_second)
     with node.entered():
