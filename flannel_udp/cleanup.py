@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from flannel_udp.backend import vtep
 from flannel_udp.control import socket_path
 from flannel_udp.firewall import Firewall
 from flannel_udp.instance import sole_instance
-from flannel_udp.netlink import Links
+from flannel_udp.link import within
+from flannel_udp.netlink import ROUTE_PROTOCOL, Links
 from flannel_udp.subnet_env import kept_env, known_before
-from flannel_udp.takeover import within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ def cleanup(options: NodeOptions) -> Iterator[str]:
     with sole_instance(options):  # it makes these folders
         yield from Firewall(options.run_dir).remove()
         yield from _routes(options)
-        for file in (socket_path(options.run_dir), kept_env(options)):
+        for file in (socket_path(options.run_dir), kept_env(options), vtep.file_of(options)):
             if file.exists():
                 file.unlink()
                 yield f"file {file}"
@@ -41,12 +42,16 @@ def cleanup(options: NodeOptions) -> Iterator[str]:
 
 
 def _routes(options: NodeOptions) -> Iterator[str]:
-    """Routes with our protocol that lead nowhere; those over a device belong to a daemon that runs."""
+    """Routes with our protocol that lead nowhere, or by way of a peer; those over a device are a living daemon's."""
     before = known_before(options)
     networks = [network for network in (before.network, before.ipv6_network) if network]
     with Links() as links:
         for family in (4, 6):
             for route in links.our_routes(family):
-                ours = not networks or any(route.network and within(route.network, network) for network in networks)
-                if route.blackhole and route.network and ours and links.delete_blackhole(route.network):
-                    yield f"blackhole route {route.network}"
+                network, gateway = route.network, route.gateway
+                if network is None or (networks and not any(within(network, one) for one in networks)):
+                    continue
+                if route.blackhole and links.delete_blackhole(network):
+                    yield f"blackhole route {network}"
+                elif gateway and route.index and links.delete_route(network, route.index, gateway, ROUTE_PROTOCOL):
+                    yield f"route {network} via {gateway}"

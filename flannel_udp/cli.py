@@ -130,10 +130,10 @@ def config_set(arguments: argparse.Namespace) -> int:
 def config_check(arguments: argparse.Namespace) -> int:
     """Check a network configuration and print what it means."""
     from flannel_udp import render
-    from flannel_udp.config import parse_udp_config
+    from flannel_udp.config import backend_keys
 
     config = _configuration(arguments.configuration)
-    backend = vars(parse_udp_config(config)) if config.backend_type == "udp" else config.backend
+    backend = backend_keys(config) or config.backend
     said = {name: value for name, value in vars(config).items() if name != "text" and value is not None}
     print(render.document({**said, "backend": dict(backend)}))
     return 0

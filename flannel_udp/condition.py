@@ -73,7 +73,8 @@ class Condition:
         carrier = self._carrier
         if carrier is None or carrier.lease is None:
             return told
-        return {**told, "lease": _lease(carrier.lease, registry.lease_written_at), "paths": carrier.figures()}
+        return {**told, "lease": _lease(carrier.lease, registry.lease_written_at), "paths": carrier.figures(),
+                "direct": carrier.routes.figures()}
 
     def _missing(self, carrier: Carrier) -> Iterator[str]:
         if self.lease_lost:

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from flannel_udp._dataplane import UDP_OVERHEAD_V4, UDP_OVERHEAD_V6, UDP_PORT
+from flannel_udp._dataplane import (
+    UDP_OVERHEAD_V4,
+    UDP_OVERHEAD_V6,
+    UDP_PORT,
+    VXLAN_OVERHEAD_V4,
+    VXLAN_OVERHEAD_V6,
+    VXLAN_PORT,
+)
 from flannel_udp.errors import ConfigError
 from flannel_udp.foreign_json import read_json
 
@@ -23,6 +30,8 @@ BACKEND_TYPES: Final = ("udp", "vxlan", "host-gw", "wireguard", "ipip", "ipsec",
 IPV4_MTU_MIN: Final = 68  # specification: RFC 791, 3.2, and Linux for a device with IPv4
 IPV6_MTU_MIN: Final = 1280  # specification: RFC 8200, 5, and Linux for a device with IPv6
 UDP_MTUS_MIN: Final = {4: IPV4_MTU_MIN + UDP_OVERHEAD_V4, 6: IPV6_MTU_MIN + UDP_OVERHEAD_V6}
+VXLAN_MTUS_MIN: Final = {4: IPV4_MTU_MIN + VXLAN_OVERHEAD_V4, 6: IPV6_MTU_MIN + VXLAN_OVERHEAD_V6}
+VNI_MOST: Final = (1 << 24) - 1  # specification: RFC 7348, 5
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,17 @@ class UdpConfig:
 
     port: int = UDP_PORT
     mtu: int | None = None
+
+
+@dataclass(frozen=True)
+class VxlanConfig:
+    """The vxlan backend's keys. `mtu` is the underlay's, as flannel has it; None: ask the interface."""
+
+    vni: int = 1
+    port: int = VXLAN_PORT
+    mtu: int | None = None
+    direct_routing: bool = False
+    learning: bool = False
 
 
 N = TypeVar("N", IPv4Network, IPv6Network)
@@ -104,9 +124,14 @@ def parse_network_config(text: str | bytes) -> NetworkConfig:
         backend=backend or {},
         text=text,
     )
-    if config.backend_type == "udp":
-        parse_udp_config(config)
+    backend_keys(config)
     return config
+
+
+def backend_keys(config: NetworkConfig) -> Mapping[str, Any]:
+    """The keys of the configured backend with their defaults, checked; empty if this program knows none of it."""
+    parse = {"udp": parse_udp_config, "vxlan": parse_vxlan_config}.get(config.backend_type)
+    return vars(parse(config)) if parse else {}
 
 
 def parse_udp_config(config: NetworkConfig) -> UdpConfig:
@@ -119,6 +144,30 @@ def parse_udp_config(config: NetworkConfig) -> UdpConfig:
     if mtu and not least <= mtu <= 65535:
         _refuse("Backend.MTU", mtu, f"the underlay's MTU, from {least} to 65535, or 0 to ask the interface")
     return UdpConfig(port, mtu or None)
+
+
+def vxlan_mtu_min(config: NetworkConfig) -> int:
+    """The least MTU of the underlay with which every enabled family has its own least MTU inside."""
+    return VXLAN_MTUS_MIN[6 if config.enable_ipv6 else 4]
+
+
+def parse_vxlan_config(config: NetworkConfig) -> VxlanConfig:
+    """Read the vxlan backend's own keys from `Backend`; what flannel has for Windows is ignored, as by flannel."""
+    fields = _read_fields(config.backend, _VXLAN_READERS, "Backend.")
+    vni, port, mtu = fields.get("VNI", VxlanConfig.vni), fields.get("Port", 0), fields.get("MTU", 0)
+    least = vxlan_mtu_min(config)
+    if vni > VNI_MOST:
+        _refuse("Backend.VNI", vni, f"a number of 24 bits, at most {VNI_MOST}")
+    if port > 65535:
+        _refuse("Backend.Port", port, f"a UDP port up to 65535, or 0 for {VXLAN_PORT}")
+    if mtu and not least <= mtu <= 65535:
+        _refuse("Backend.MTU", mtu, f"the underlay's MTU, from {least} to 65535, or 0 to ask the interface")
+    if fields.get("GBP"):
+        # The policy is the kernel's mark of a packet, and no TUN carries marks: obeyed in name only, it would let pass
+        # what the policies of other nodes are meant to stop.
+        _refuse("Backend.GBP", True, "this program cannot carry group policies: leave it out, on all nodes")
+    return VxlanConfig(vni, port or VXLAN_PORT, mtu or None, fields.get("DirectRouting", False),
+                       fields.get("Learning", False))
 
 
 def _backend_type(backend: Mapping[str, Any] | None) -> str:
@@ -283,6 +332,19 @@ _READERS: Final[Mapping[str, tuple[str, _Reader]]] = {
         ("IPv6SubnetMin", _read_bound(_V6, optional=True)),
         ("IPv6SubnetMax", _read_bound(_V6, optional=True)),
         ("Backend", _read_dict),
+    )
+}
+
+
+_VXLAN_READERS: Final[Mapping[str, tuple[str, _Reader]]] = {
+    name.casefold(): (name, reader)
+    for name, reader in (
+        ("VNI", _read_int),
+        ("Port", _read_int),
+        ("MTU", _read_int),
+        ("DirectRouting", _read_bool),
+        ("GBP", _read_bool),
+        ("Learning", _read_bool),
     )
 }
 

@@ -16,14 +16,16 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flannel_udp import control, logs, notify
-from flannel_udp.backend import backend_of
+from flannel_udp.backend import backend_of, vtep
 from flannel_udp.backend.carrier import Carrier
 from flannel_udp.backend.path import LoopEnded
+from flannel_udp.backend.routes import KernelRoutes
 from flannel_udp.condition import Condition
 from flannel_udp.errors import ConfigError, ControlError, Fault, FlannelUdpError, NoConfig, RegistryUnavailable
 from flannel_udp.host import Host
 from flannel_udp.inbox import Answer, Inbox, Question, Stop, Stopped
 from flannel_udp.instance import sole_instance
+from flannel_udp.lease import LeaseAttrs
 from flannel_udp.link import LinkEvent
 from flannel_udp.netlink import LinkMonitor, Links
 from flannel_udp.registry import open_registry
@@ -106,6 +108,8 @@ class Daemon:
             self._work()
             self._supervisor.stopping()
             self._leaving = self._options.release_on_exit
+            if self._leaving:
+                self._carrier.routes.remove()
             _log.info("stopping")
         _log.info("stopped")
         return 0
@@ -129,14 +133,20 @@ class Daemon:
         self._families = {"ipv4": self._config.enable_ipv4, "ipv6": self._config.enable_ipv6}
         self._external = find_external_interface(self._options, self._links, **self._families)
         _log.info("external interface", **_told(self._external))
+        self._host = Host(self._options, self._config, self._links, self._inbox, self._problems)
+        self._host.check()
+        if vtep.missing(self._config, self._options):  # made anew they would be strangers' to peers
+            known_by = LeaseAttrs(self._external.public_address, self._external.public_address6)
+            vtep.adopt(self._config, self._options, self._insist(
+                "this node's lease", (RegistryUnavailable,), self._manager.standing, known_by))
         backend = self._make_backend(self._config, self._external, self._options, self._links)
-        self._carrier = Carrier(backend, self._links, self._inbox.post)
+        routes = KernelRoutes(backend, self._links, self._problems.note, self._host.networks, self._host.earlier)
+        self._carrier = Carrier(backend, self._links, self._inbox.post, routes)
         self._condition.opened(self._carrier)
         self._stack.callback(self._carrier.close)
-        self._host = Host(self._options, self._config, self._links, self._inbox, self._problems)
         self._stack.callback(self._host.close)
-        self._host.check()
-        self._carrier.prepare()
+        if not self._host.replaces:  # what is in the place of ours goes when the lease is held
+            self._carrier.prepare()
         lease = self._insist("a lease", (RegistryUnavailable,), self._manager.acquire, backend.attrs())
         _log.info("lease acquired", lease=lease.key)
         self._host.take_over()
@@ -410,6 +420,7 @@ class Daemon:
             self._follow_external()
         self._update()
         self._host.tick()
+        self._carrier.routes.tick()
         if self._problems.of("subnet file"):
             self._write_subnet_env()
         if self._acquire_at and time.monotonic() >= self._acquire_at:

@@ -11,9 +11,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from flannel_udp import logs, takeover
+from flannel_udp.backend import vtep
+from flannel_udp.config import parse_vxlan_config
 from flannel_udp.errors import FirewallError, FlannelUdpError, NetlinkError, TakeoverError
 from flannel_udp.firewall import Firewall, Overlay, Rules, bridge_warning
 from flannel_udp.firewall.flannel import Leftover, leftovers
+from flannel_udp.link import within
 from flannel_udp.subnet_env import known_before
 
 if TYPE_CHECKING:
@@ -39,9 +42,14 @@ class Host:
         self._links = links
         self._inbox = inbox
         self._problems = problems
-        self._networks = tuple(network for network in (config.network, config.ipv6_network) if network)
+        self.networks = tuple(network for network in (config.network, config.ipv6_network) if network)
+        """The overlay's; and `earlier`, those of this daemon's last run."""
         before = known_before(options)
-        self._earlier = tuple(network for network in (before.network, before.ipv6_network) if network)
+        self.earlier = tuple(network for network in (before.network, before.ipv6_network) if network)
+        self._vteps = vtep.devices(config).values()
+        self._vtep_port = parse_vxlan_config(config).port if self._vteps else 0
+        self.replaces: list[str] = []
+        """Devices of flannel's that have the names or the port of ours, until take_over()."""
         self._firewall = Firewall(options.run_dir)
         self._lease: Lease | None = None
         self._looking: int | None = None
@@ -51,10 +59,22 @@ class Host:
     def check(self) -> None:
         """Raise what would hinder the rest, before there is a lease."""
         self._firewall.check(self._rules())
+        self._refuse_flanneld()
+        if not self._vteps:
+            return
+        found = takeover.in_place_of(self._vteps, self._vtep_port, self.networks, self._links)
+        self.replaces = [link.name for link in found]
+        if found and self._options.no_takeover:
+            raise TakeoverError(f"flannel's vxlan device {found[0].name} holds UDP port {found[0].port} and the way to "
+                                f"this network: remove it (ip link del {found[0].name}), or start without "
+                                "--no-takeover")
+        takeover.adopt_macs(self._vteps, self._options, self._links)
+
+    def _refuse_flanneld(self) -> None:
         process = takeover.running()
         if process is None:
             return
-        signs = [*(f"device {name}" for name in takeover.tunnels(self._networks, self._links)),
+        signs = [*(f"device {name}" for name in takeover.tunnels(self.networks, self._links)),
                  *(one.what for one in self._leftovers())]
         if signs:
             raise TakeoverError(f"flanneld (process {process}) runs on this host, for the same network ({signs[0]}): "
@@ -62,8 +82,9 @@ class Host:
 
     def take_over(self) -> None:
         """Remove what a stopped flannel left and what would act on our packets."""
-        self._gateways = takeover.gateway_routes(self._networks, self._links)
+        self._gateways = takeover.gateway_routes(self.networks, self._links)
         self._remove(self._leftovers())
+        self.replaces = []
 
     def start(self, lease: Lease) -> None:
         """Set all up for this lease; FirewallError if masquerading was asked for and cannot be had."""
@@ -76,7 +97,7 @@ class Host:
                 raise
             self._problems.note("firewall", f"forward rules cannot be set: {error}")
         self._note_state()
-        for network in self._networks:
+        for network in self.networks:
             if line := bridge_warning(self._firewall.state, network.version):
                 _log.warning(line)
         self._look_at = time.monotonic() + self._options.iptables_resync
@@ -137,16 +158,16 @@ class Host:
 
     def _rules(self) -> Rules:
         lease, said = self._lease, self._options
-        overlays = tuple(Overlay(network, subnet) for network in self._networks
-                         for subnet in (lease.subnets if lease else ()) if takeover.within(subnet, network))
+        overlays = tuple(Overlay(network, subnet) for network in self.networks
+                         for subnet in (lease.subnets if lease else ()) if within(subnet, network))
         return Rules(overlays, said.ip_masq, said.iptables_forward_rules, not said.ip_masq_fully_random_disable)
 
     def _note_state(self) -> None:
         self._problems.note("forwarding", "; ".join(self._firewall.state.obstacles))
 
     def _leftovers(self) -> list[Leftover]:
-        rules = self._inbox.wait(leftovers, self._networks, self._firewall.iptables)
-        return [*takeover.devices(self._networks, self._links), *rules]
+        rules = self._inbox.wait(leftovers, self.networks, self._firewall.iptables)
+        return [*takeover.devices(self.networks, self._links, self._vteps), *rules]
 
     def _remove(self, left: list[Leftover]) -> None:
         for one in left:
@@ -181,10 +202,10 @@ class Host:
     def _reconcile(self) -> None:
         """Of our routes, those of this network and of the last run's, keep what is wanted."""
         wanted = self._blackholes()
-        for network in {*self._networks, *self._earlier}:
+        for network in {*self.networks, *self.earlier}:
             for route in self._links.our_routes(network.version):
                 if route.blackhole and route.network and route.network not in wanted and \
-                        takeover.within(route.network, network):
+                        within(route.network, network):
                     self._guarded_delete(route.network)
                     _log.info("blackhole route of an earlier time removed", subnet=route.network)
         self._keep_blackholes()

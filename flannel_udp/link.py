@@ -1,5 +1,6 @@
 """Links, their addresses and routes as values: what netlink.py reads from the kernel and posts when it changes."""
 
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal, TypeAlias
@@ -8,6 +9,9 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 Network: TypeAlias = IPv4Network | IPv6Network
 EventKind: TypeAlias = Literal["link", "link gone", "address", "address gone", "route", "lost"]
+
+_HEX = "[0-9a-fA-F]"
+_MAC = re.compile(f"{_HEX}{{2}}([:-]){_HEX}{{2}}(?:\\1{_HEX}{{2}}){{4}}|{_HEX}{{4}}(?:\\.{_HEX}{{4}}){{2}}")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,28 @@ class Link:
     """What the kernel calls its type ("tun", "veth", "bridge"); empty for hardware and lo."""
     mac: str = ""
     master: int | None = None
+    vni: int | None = None
+    """Of a VXLAN device, as the next."""
+    port: int = 0
+    """The UDP port that it listens at, on all addresses of its family."""
+
+
+def parse_mac(text: str) -> bytes:
+    """The six bytes of one station's Ethernet address, written in any way that Go reads; ValueError says what is wrong.
+
+    These ways are 0a:5e:00:53:00:01, 0a-5e-00-53-00-01 and 0a5e.0053.0001.
+    """
+    if not _MAC.fullmatch(text):
+        raise ValueError("is no Ethernet address")
+    mac = bytes.fromhex(re.sub("[:.-]", "", text))
+    if mac[0] & 1 or not any(mac):
+        raise ValueError("is not the Ethernet address of one station")
+    return mac
+
+
+def within(inner: Network, outer: Network) -> bool:
+    """Whether a network is part of another; one of the other family never is."""
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class _Scrape:
         if "lease" in self._figures:
             yield from _lease(self._figures["lease"])
             yield from _paths(self._figures["paths"])
+            yield from _peers(self._figures["paths"], self._figures["direct"])
             yield from _packets(self._figures["paths"])
             yield from _events(self._figures["paths"])
         yield from _PROCESS.collect()
@@ -96,13 +97,19 @@ def _paths(paths: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
                     ("family", "offload", "state"),
                     (((path["family"], one["offload"], state.replace(" ", "_")), one["state"] == state)
                      for path in paths for one in path["offloads"] for state in OFFLOAD_STATES))
-    for key, meaning in (("peers", "nodes that packets are routed to"),
-                         ("skipped_peers", "nodes whose lease cannot be routed to; status says why")):
-        yield _labelled(GaugeMetricFamily, key, meaning, ("family",), (((one["family"],), one[key]) for one in paths))
     for key, meaning in (("routes", "routes in the FIB, this node's own included"), ("cells", "cells of the FIB"),
                          ("bytes", "memory of the FIB and of the peers beside it")):
         yield _labelled(GaugeMetricFamily, f"fib_{key}", meaning, ("family",),
                         (((path["family"],), path["fib"].get(key, 0)) for path in paths))
+
+
+def _peers(paths: Sequence[Mapping[str, Any]], direct: Mapping[str, Any]) -> Iterator[Metric]:
+    """Of each tunnel; of the kernel's routes alone where there is no tunnel."""
+    yield _gauge("direct_routes", "nodes that the kernel routes to without a tunnel", direct["peers"])
+    for key, meaning in (("peers", "nodes that packets are routed to"),
+                         ("skipped_peers", "nodes whose lease cannot be routed to; status says why")):
+        yield _labelled(GaugeMetricFamily, key, meaning, ("family",),
+                        (((one["family"],), one[key]) for one in paths or [direct]))
 
 
 def _packets(paths: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:

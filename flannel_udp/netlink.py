@@ -156,9 +156,10 @@ class Links:
         """Add a route, or put it in the place of the one to this network."""
         self._change_route("replace", network, index, gateway, (), ROUTE_PROTOCOL)
 
-    def delete_route(self, network: Network, index: int, gateway: Address | None = None) -> bool:
-        """Delete a route; False if there is none such."""
-        return self._change_route("del", network, index, gateway, ABSENT)
+    def delete_route(self, network: Network, index: int, gateway: Address | None = None,
+                     protocol: int | None = None) -> bool:
+        """Delete a route, of this protocol if one is named; False if there is none such."""
+        return self._change_route("del", network, index, gateway, ABSENT, protocol)
 
     def add_blackhole(self, network: Network) -> bool:
         """Have packets for a network that no better route takes end here; False if that is so already."""
@@ -286,9 +287,12 @@ def _nla(kind: int, payload: bytes) -> bytes:
 
 def _link(message: Message) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
+    kind = (info and info.get_attr("IFLA_INFO_KIND")) or ""
+    vxlan = info.get_attr("IFLA_INFO_DATA") if kind == "vxlan" else None
     return Link(message["index"], message.get_attr("IFLA_IFNAME"), message.get_attr("IFLA_MTU") or 0,
-                bool(message["flags"] & IFF_UP), (info and info.get_attr("IFLA_INFO_KIND")) or "",
-                message.get_attr("IFLA_ADDRESS") or "", message.get_attr("IFLA_MASTER"))
+                bool(message["flags"] & IFF_UP), kind, message.get_attr("IFLA_ADDRESS") or "",
+                message.get_attr("IFLA_MASTER"), vxlan and vxlan.get_attr("IFLA_VXLAN_ID"),
+                (vxlan and vxlan.get_attr("IFLA_VXLAN_PORT")) or 0)
 
 
 def _address(message: Message) -> LinkAddress:

@@ -32,6 +32,9 @@ DEFAULT_RESYNC = 5.0
 # Our choice: a queue takes two loops with up to 4 MiB each, and two of the 64 places for readers (src/rcu.pxd).
 QUEUES_MOST = 16
 
+# Our choice: so many more sockets for each queue. None until a benchmark shows what they give and cost.
+DEFAULT_SOURCE_PORTS = 0
+
 
 def default_threads(queues: int = 1) -> int:
     """For each queue: one thread for both directions while that gives two cores or less to a queue; else one each.
@@ -75,6 +78,8 @@ class NodeOptions:
     no_tun_offload: bool = False
     no_udp_segment: bool = False
     no_udp_gro: bool = False
+    source_ports: int = DEFAULT_SOURCE_PORTS
+    """Of the vxlan backend, beside the port that peers send to; 0: that one alone."""
     healthz_ip: IPv4Address | IPv6Address = EVERYWHERE
     healthz_port: int = 0
     """0: no health server."""
@@ -123,6 +128,12 @@ def _threads(text: str) -> int:
 
 def _queues(text: str) -> int:
     return _number(text, 1, QUEUES_MOST, "a number")
+
+
+def _source_ports(text: str) -> int:
+    from flannel_udp._dataplane import SOURCES_MAX  # only now: commands that start nothing should start fast
+
+    return _number(text, 0, SOURCES_MAX, "a number")
 
 
 def _microseconds(text: str) -> int:
@@ -289,6 +300,10 @@ FLAGS = (
     Flag("no-tun-offload", "no_tun_offload", _boolean, "one bare packet per read and write of the TUN"),
     Flag("no-udp-segment", "no_udp_segment", _boolean, "one datagram per message that is sent"),
     Flag("no-udp-gro", "no_udp_gro", _boolean, "one datagram per message that is received"),
+    Flag("source-ports", "source_ports", _source_ports,
+         "for the vxlan backend: spread flows over so many more UDP source ports, so that networks with several ways, "
+         f"and peers with several cores, can tell them apart (default {DEFAULT_SOURCE_PORTS})",
+         "N"),
     Flag("healthz-ip", "healthz_ip", _listening_address,
          "where /healthz, /readyz and /metrics are served (default 0.0.0.0: everywhere, by IPv6 too)", "IP"),
     Flag("healthz-port", "healthz_port", _port, "the port for it; 0, the default, is none", "PORT"),

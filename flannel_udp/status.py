@@ -71,6 +71,7 @@ def status(started_at: float, external: ExternalInterface, carrier: Carrier, pro
         "devices": carrier.devices(),
         "offloads": measured.pop("offloads"),
         "peers": [peer_row(peer) for peer in carrier.peers()],
+        "direct_routes": carrier.routes.told(),
         "skipped_peers": [{"lease": key, "reason": reason} for key, reason in carrier.skipped()],
         **measured,
         "threads": [{"name": thread.name, "native_id": thread.native_id, "alive": thread.is_alive()}

@@ -64,13 +64,21 @@ def known_before(options: NodeOptions) -> SubnetEnv:
 
 
 def write_subnet_env(path: Path, env: SubnetEnv) -> None:
-    """Put the file there at once and whole, mode 0644, whatever the umask; OSError when that fails."""
+    """Put the file there; OSError when that fails."""
+    write_whole(path, env.text())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Put a file there at once and whole, mode 0644, whatever the umask; OSError when that fails.
+
+    One writer at a time: the daemon that holds the lock of the file or of its folder (instance.py).
+    """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")  # one writer: the daemon that holds the file's lock
+    fresh = path.with_name(f".{path.name}.new")
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with os.fdopen(fd, "w") as file:
-            file.write(env.text())
+            file.write(text)
             file.flush()
             os.fchmod(fd, 0o644)
             os.fsync(fd)

@@ -293,7 +293,8 @@ def _refusal(error: OSError, address: Address, port: int) -> str:
     where = f"UDP port {port} of {address}"
     if error.errno == errno.EADDRINUSE:
         return (f"{where} is in use, probably by a flanneld or another flannel-udp on this host: stop it, or set "
-                f"another Backend.Port for the whole network (ss -ulnp sport = :{port} names the owner)")
+                f"another Backend.Port for the whole network (ss -ulnp sport = :{port} names the owner, ip -d link "
+                "show type vxlan a device of the kernel's)")
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{where} cannot be bound: the address is no longer on this host"
     return f"{where} cannot be bound: {error.strerror}"

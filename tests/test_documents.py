@@ -251,5 +251,5 @@ def test_the_drop_table_is_the_codes() -> None:
 def test_the_readme_says_what_is_not_there_yet() -> None:
     """The section that a refused flag of `run` sends its user to."""
     (section,) = re.findall(r"^## Not yet$(.*?)^## ", README.read_text(), re.MULTILINE | re.DOTALL)
-    for missing in ("Kubernetes", "vxlan", "CNI"):
+    for missing in ("Kubernetes", "CNI"):
         assert missing in section, missing

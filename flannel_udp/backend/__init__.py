@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from flannel_udp.backend.alloc import AllocBackend
+from flannel_udp.backend.hostgw import HostGwBackend
 from flannel_udp.backend.udp import UdpBackend
+from flannel_udp.backend.vxlan import VxlanBackend
 from flannel_udp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,7 +98,8 @@ class Backend(Protocol):
         """The kernel's routes that reach a peer without a tunnel; none where it is reached through one, or not."""
 
 
-BACKENDS: Mapping[str, Maker] = {"udp": UdpBackend}
+BACKENDS: Mapping[str, Maker] = {"udp": UdpBackend, "vxlan": VxlanBackend, "host-gw": HostGwBackend,
+                                 "alloc": AllocBackend}
 
 
 def backend_of(config: NetworkConfig) -> Maker:

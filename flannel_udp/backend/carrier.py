@@ -1,7 +1,8 @@
 """The backend at work under this node's lease: for each of its tunnels a data path and the peers routed to over it.
 
 What concerns all families comes in here and goes to each; what one of them cannot do breaks that one alone, to be
-mended (path.py). A backend without tunnels has a lease and nothing to carry. All of it belongs to the owner thread.
+mended (path.py). A backend without tunnels has a lease, and perhaps routes of the kernel's (routes.py). All of it
+belongs to the owner thread.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from flannel_udp.backend import Backend
     from flannel_udp.backend.path import LoopEnded, PathLinks
+    from flannel_udp.backend.routes import KernelRoutes
     from flannel_udp.forwarder import Notice, PeerStatus
     from flannel_udp.lease import Lease
     from flannel_udp.link import Address, LinkEvent
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 class Carrier:
     """All data paths of a backend, and the peers of each."""
 
-    def __init__(self, backend: Backend, links: PathLinks, post: Callable[[LoopEnded], None]) -> None:
+    def __init__(self, backend: Backend, links: PathLinks, post: Callable[[LoopEnded], None],
+                 routes: KernelRoutes) -> None:
         self.backend = backend
+        self.routes = routes
         self.lease: Lease | None = None
         self.paths = tuple(DataPath(tunnel, links, post) for tunnel in backend.tunnels)
         self._peers = tuple(PeerRoutes(path.tunnel, path.forwarder) for path in self.paths)
@@ -71,6 +75,7 @@ class Carrier:
         for (path, peers), tunnel in zip(self._both(), backend.tunnels, strict=True):
             path.guard(partial(path.rebase, tunnel, reopen=tunnel.family in moved))
             peers.use(tunnel)
+        self.routes.use(backend)
 
     def tell_own(self, *, afresh: bool) -> None:
         """Tell the data planes what is ours, and then of those that our own subnet may have stood in the way of."""
@@ -86,6 +91,7 @@ class Carrier:
         """Look after the devices when something of them changes, or may have."""
         for path in self.paths:
             path.guard(partial(path.links_changed, events))
+        self.routes.links_changed(events)
 
     def assure(self) -> None:
         """Put back what somebody took from the devices."""
@@ -114,15 +120,17 @@ class Carrier:
         """These are all peers that there are; those that stay are not interrupted."""
         for peers in self._peers:
             peers.reset(leases)
+        self.routes.reset(leases)
 
     def change(self, put: Sequence[Lease], deleted: Sequence[Lease]) -> None:
         """Peers that came or changed, and peers that went."""
         for peers in self._peers:
             peers.change(put, deleted)
+        self.routes.change(put, deleted)
 
     def peer_count(self) -> int:
         """How many peers are routed to: of two families, over the tunnel that reaches more."""
-        return max((peers.count() for peers in self._peers), default=0)
+        return max([peers.count() for peers in self._peers], default=self.routes.count())
 
     # -- what there is to tell ----------------------------------------------------------------------------------------
 
@@ -160,8 +168,9 @@ class Carrier:
         return [peer for path in self.paths for peer in path.forwarder.peers()]
 
     def skipped(self) -> list[tuple[str, str]]:
-        """The keys of leases that have no route over a tunnel, each with the reason."""
-        return list(dict.fromkeys(one for peers in self._peers for one in peers.skipped.items()))
+        """The keys of leases that have no route, each with the reason."""
+        by_key = [*(peers.skipped for peers in self._peers), self.routes.skipped]
+        return list(dict.fromkeys(one for skipped in by_key for one in skipped.items()))
 
     def figures(self) -> list[dict[str, Any]]:
         """Of each path what is measured, for /metrics."""

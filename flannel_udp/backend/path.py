@@ -228,8 +228,9 @@ class DataPath:
     def _run(self) -> None:
         assert self.tun
         self._starts += 1
-        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets[0].granted.offloads)
-        queues = [Queue(fd, sockets.street.fileno(), sockets.path.fileno())
+        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets[0].granted.offloads, self.tun.mtu)
+        queues = [Queue(fd, sockets.street.fileno(), sockets.path.fileno(),
+                        tuple(source.fileno() for source in sockets.sources))
                   for fd, sockets in zip(self.tun.fds, self._sockets, strict=True)]
         self.forwarder.start(queues, partial(self._ended, self._starts), doors)
 

@@ -99,6 +99,9 @@ class SubnetManager(Protocol):
     def config(self) -> NetworkConfig:
         """Return the network configuration; raises RegistryUnavailable, NoConfig, ConfigError."""
 
+    def standing(self, attrs: LeaseAttrs) -> Lease | None:
+        """The lease that the node of these public addresses has as yet, or None; raises RegistryError."""
+
     def acquire(self, attrs: LeaseAttrs) -> Lease:
         """Get a lease for this node, the one it had if possible; raises OutOfSubnets, LeaseError, RegistryError."""
 

@@ -132,6 +132,11 @@ class LeasedSubnetManager:
             self._config, self._told_config = config, ConfigChanged(config, "")
         return config
 
+    def standing(self, attrs: LeaseAttrs) -> Lease | None:
+        """See the protocol."""
+        with self._lock, self._noted():
+            return self._own.standing(attrs)
+
     def acquire(self, attrs: LeaseAttrs) -> Lease:
         """See the protocol."""
         config = self._config or self.config()

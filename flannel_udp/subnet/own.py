@@ -12,12 +12,22 @@ Not safe for several threads: leased.py holds a lock around every call.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from flannel_udp.errors import Conflict, LeaseError, RegistryRefused, RegistryUnavailable
-from flannel_udp.lease import Lease, LeaseAttrs, LeaseEvent, decode_attrs, encode_attrs, parse_subnet_key, subnet_key
+from flannel_udp.lease import (
+    Lease,
+    LeaseAttrs,
+    LeaseEvent,
+    decode_attrs,
+    decode_lease,
+    encode_attrs,
+    parse_subnet_key,
+    subnet_key,
+)
 from flannel_udp.registry import UNTOLD, Entry
 from flannel_udp.subnet import OwnLeaseChanged, OwnLeaseLost, SubnetEvent, Trouble
 from flannel_udp.subnet.choose import Subnets, choose, fits
@@ -55,6 +65,15 @@ class OwnLease:
         self.renew_at = math.inf
         self.written_at: float | None = None
         self._unanswered: LeaseAttrs | None = None
+
+    def standing(self, attrs: LeaseAttrs) -> Lease | None:
+        """What the registry has for this node before acquire() writes it; of several any one."""
+        for entry in self._registry.snapshot().entries:
+            with contextlib.suppress(LeaseError):
+                lease = decode_lease(entry.key, entry.value, entry.revision, entry.expiry)
+                if same_node(lease.attrs, attrs):
+                    return lease
+        return None
 
     def acquire(self, config: NetworkConfig, attrs: LeaseAttrs) -> Lease:
         """Take the lease of this node's address, or a new one; Conflict where another node was faster."""

@@ -73,6 +73,9 @@ class FakeManager:
         config: NetworkConfig = drawn(self.configs)
         return config
 
+    def standing(self, attrs: LeaseAttrs) -> Lease | None:
+        raise AssertionError(f"nobody asked for the lease of {attrs}")
+
     def acquire(self, attrs: LeaseAttrs) -> Lease:
         assert attrs == self.attrs
         self.deeds.append("acquire")

@@ -127,8 +127,8 @@ def test_who_cannot_be_reached_is_refused_with_the_reason(peer: Lease, reason: s
 
 def test_the_table() -> None:
     assert backend_of(parse_network_config('{"Network": "10.5.0.0/16"}')) is UdpBackend is BACKENDS["udp"]
-    with pytest.raises(ConfigError, match=r'Backend\.Type "vxlan": this program carries udp only'):
-        backend_of(parse_network_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'))
+    with pytest.raises(ConfigError, match=r'Backend\.Type "ipip": this program carries udp, vxlan, host-gw, alloc'):
+        backend_of(parse_network_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "ipip"}}'))
 
 
 class Table:

@@ -169,7 +169,7 @@ def test_a_file_with_a_wrong_config_is_named(told: Told, tmp_path: Path) -> None
         assert told("config", "check", text)[2] == err.replace(f"{file}: ", "")
 
 
-@pytest.mark.parametrize("kind", ["vxlan", "HOST-GW"])
+@pytest.mark.parametrize("kind", ["wireguard", "IPIP"])
 def test_a_backend_that_is_flannels_only_is_taken_with_a_warning(told: Told, registry: str, kind: str) -> None:
     text = CONFIG.replace('"udp"', f'"{kind}"')
     for words in (("check", text), ("set", "--registry", registry, text)):

@@ -387,7 +387,7 @@ def test_notices_and_troubles_are_logged(node: Node, said: io.StringIO) -> None:
 
 def test_what_the_kernel_refused_is_said_once(node: Node, said: io.StringIO) -> None:
     with node.running():
-        assert node.plane.doors == Doors(vnet=True, uso=False, segment=True)
+        assert node.plane.doors == Doors(vnet=True, uso=False, segment=True, mtu=1472)
         node.plane.on_exit("tun_to_udp", OSError(77, "File descriptor in bad state"))
         wait_until(lambda: node.plane.starts == 2 and node.plane.running, "the path is opened anew")
     assert told(said, "offload refused by the kernel") == 1

@@ -36,6 +36,7 @@ def figures(peers: int = 1, **changed: Any) -> dict[str, Any]:  # noqa: ANN401 -
         "lease": {"subnet": "10.5.1.0/24", "ipv6_subnet": "", "expiry": 1.8e9, "age": 12.5},
         "paths": [{"family": "ipv4", "up": True, "breaks": 6, "offloads": OFFLOADS, "peers": peers, "skipped_peers": 7,
                    **forwarder.status()}],
+        "direct": {"family": "none", "peers": 8, "skipped_peers": 9},
         **changed}
 
 
@@ -98,7 +99,7 @@ def test_figures_of_the_node() -> None:
         "ready": 1, "config_changed": 1, "config_invalid": 0, "registry_up": 0, "watch_lag_seconds": 71.5,
         "lease_renewals_total": 1, "registry_resyncs_total": 2, "lease_lost_races_total": 3,
         "registry_skipped_keys_total": 4, "registry_errors_total": 5, "lease_expiry_timestamp_seconds": 1.8e9,
-        "lease_age_seconds": 12.5}
+        "lease_age_seconds": 12.5, "direct_routes": 8}
     assert {name: exposed[name,] for name in expected} == expected
     of_the_path = {"data_path_up": 1, "data_path_breaks_total": 6, "peers": 1, "skipped_peers": 7, "fib_routes": 1,
                    "fib_cells": 65536}
@@ -108,6 +109,11 @@ def test_figures_of_the_node() -> None:
     assert families(told)["build_info"].samples[0].labels["version"] == "0.1.0"
     assert families(told)["lease_info"].samples[0].labels == {"subnet": "10.5.1.0/24", "ipv6_subnet": ""}
     assert exposed["process_start_time_seconds",] > 1e9
+
+
+def test_without_a_tunnel_peers_are_those_of_the_kernels_routes() -> None:
+    exposed = samples(figures(paths=[]))
+    assert (exposed["peers", "none"], exposed["skipped_peers", "none"]) == (8, 9)
 
 
 def test_each_offload_is_in_one_state() -> None:

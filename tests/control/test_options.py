@@ -46,8 +46,8 @@ def test_every_flag_reaches_its_field() -> None:
         "-iface-can-reach", "192.0.2.9", "-public-ip=192.0.2.2",
         "-public-ipv6=2001:db8::2", "-subnet-file=/tmp/subnet.env", "--lease-ttl=900",
         "-subnet-lease-renew-margin=5", "-ip-masq", "-v=3", "--source-check", "strict", "--state-dir=/tmp/s",
-        "--run-dir=/tmp/r", "--threads=2", "--queues=4", f"--cpus={CPU}", "--busy-poll=50", "--no-tun-offload",
-        "--no-udp-segment=t", "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270",
+        "--run-dir=/tmp/r", "--threads=2", "--queues=4", f"--cpus={CPU}", "--busy-poll=50", "--source-ports=8",
+        "--no-tun-offload", "--no-udp-segment=t", "--no-udp-gro=true", "--healthz-ip=::1", "-healthz-port", "10270",
         "-ip-masq-fully-random-disable", "-iptables-forward-rules=false", "-iptables-resync", "9",
         "-ip-blackhole-route", "--no-takeover",
     )
@@ -56,7 +56,8 @@ def test_every_flag_reaches_its_field() -> None:
         iface_can_reach="192.0.2.9", public_ip=IPv4Address("192.0.2.2"), public_ipv6=IPv6Address("2001:db8::2"),
         subnet_file=Path("/tmp/subnet.env"), renew_margin=300.0, lease_ttl=900.0, source_check="strict",
         state_dir=Path("/tmp/s"), run_dir=Path("/tmp/r"), verbosity=3,
-        threads=2, queues=4, cpus=(CPU,), busy_poll=50, no_tun_offload=True, no_udp_segment=True, no_udp_gro=True,
+        threads=2, queues=4, cpus=(CPU,), busy_poll=50, source_ports=8, no_tun_offload=True,
+        no_udp_segment=True, no_udp_gro=True,
         healthz_ip=IPv6Address("::1"), healthz_port=10270, ip_masq=True, ip_masq_fully_random_disable=True,
         iptables_forward_rules=False, iptables_resync=9.0, ip_blackhole_route=True, no_takeover=True,
     )
@@ -119,6 +120,7 @@ def test_variables_that_name_no_flag_are_left_alone() -> None:
     ("--kube-subnet-mgr", "the Kubernetes subnet manager is not built yet"),
     ("--threads=0", "'0' is not a number from 1 to 2"),
     ("--threads=3", "from 1 to 2"),
+    ("--source-ports=65", "'65' is not a number from 0 to 64"),
     ("--queues=0", "'0' is not a number from 1 to 16"),
     ("--queues=17", "from 1 to 16"),
     ("--queues=all", "'all' is not a number"),

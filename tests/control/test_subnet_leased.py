@@ -45,6 +45,19 @@ def test_the_same_address_gets_its_subnet_back(world: World) -> None:
     assert decode_attrs(world.entry(first.key).value).backend_type == "vxlan"
 
 
+def test_what_stands_for_a_node_is_told_before_it_is_written(world: World) -> None:
+    world.lease("10.5.2.0-24", "2.2.2.2")
+    manager = world.manager()
+    assert manager.standing(attrs("1.1.1.1")) is None
+    told = LeaseAttrs(IPv4Address("1.1.1.1"), None, "vxlan", {"VNI": 1, "VtepMAC": "0a:5e:00:53:00:01"})
+    first = manager.acquire(told)
+    before = world.entry(first.key)
+    standing = world.manager().standing(attrs("1.1.1.1"))
+    assert standing is not None
+    assert (standing.key, standing.attrs) == (first.key, told)
+    assert world.entry(first.key) == before
+
+
 def test_of_two_own_leases_the_previous_is_taken(world: World) -> None:
     world.lease("10.5.2.0-24", "1.1.1.1")
     world.lease("10.5.3.0-24", "1.1.1.1")

@@ -46,6 +46,16 @@ def test_links_are_read(node: Node) -> None:
     assert shown(node, "link", "show", "eth0")[0]["address"] == eth0.mac
 
 
+@pytest.mark.parametrize("local", ["192.0.2.1", "2001:db8::1"])
+def test_a_vxlan_device_tells_its_number_and_port(node: Node, local: str) -> None:
+    node.ip(f"link add flannel.7 address 0a:5e:00:53:00:01 type vxlan id 7 dev eth0 local {local} dstport 4789")
+    with Links() as links:
+        device = links.link("flannel.7")
+        assert device is not None
+        assert (device.kind, device.vni, device.port, device.mac) == ("vxlan", 7, 4789, "0a:5e:00:53:00:01")
+        assert [(link.vni, link.port) for link in links.links() if link.kind != "vxlan"] == [(None, 0)] * 2
+
+
 def test_links_are_made_changed_and_deleted(node: Node) -> None:
     with Links() as links:
         bridge = links.create_bridge("br0")
@@ -229,6 +239,20 @@ def test_routes_of_ours_are_known_by_their_protocol(node: Node) -> None:
         assert [(route.network, route.protocol) for route in links.our_routes()] == [(overlay, ROUTE_PROTOCOL)]
         assert [route.protocol for route in links.routes() if route.network == ip_network("10.8.0.0/16")] == [3]
     assert shown(node, "route", "show", "proto", f"{ROUTE_PROTOCOL}")[0]["dst"] == "10.9.0.0/16"
+
+
+@pytest.mark.parametrize(("subnet", "gateway"), [("10.9.1.0/24", "192.0.2.9"), ("fd00:9:0:1::/64", "2001:db8::9")])
+def test_a_route_of_another_protocol_is_not_deleted(node: Node, subnet: str, gateway: str) -> None:
+    network, hop = ip_network(subnet), ip_address(gateway)
+    with Links() as links:
+        eth0 = links.link("eth0")
+        assert eth0
+        node.ip(f"route add {subnet} via {gateway}")
+        assert not links.delete_route(network, eth0.index, hop, ROUTE_PROTOCOL)
+        links.replace_route(network, eth0.index, hop)  # in the place of what stands there
+        route, = (route for route in links.routes(network.version) if route.network == network)
+        assert route.protocol == ROUTE_PROTOCOL
+        assert links.delete_route(network, eth0.index, hop, ROUTE_PROTOCOL)
 
 
 def test_leaving_a_bridge_is_not_being_deleted(node: Node, watched: Watched) -> None:

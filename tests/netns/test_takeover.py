@@ -15,13 +15,15 @@ from .real_flannel import Flanneld, Keeper
 from .topology import Node, Topology
 
 MakeTopology = Callable[..., Topology]
-BACKENDS = [("udp", False), ("udp", True), ("vxlan", False), ("vxlan", True), ("host-gw", False)]
+# Flannel's backend, whether its rules are nft's, and the backend that ours goes on with.
+BACKENDS = [("udp", False, "udp"), ("udp", True, "udp"), ("vxlan", False, "udp"), ("vxlan", True, "vxlan"),
+            ("host-gw", False, "udp"), ("host-gw", False, "host-gw")]
 
 
 class World:
     """Two nodes on which flannel ran, or runs, with a pod each."""
 
-    def __init__(self, topology: Topology, root: Path, config: dict[str, object]) -> None:
+    def __init__(self, topology: Topology, root: Path, config: dict[str, object], ours: str) -> None:
         self.topology, self.root = topology, root
         self.keeper = Keeper(topology, root)
         self.keeper.configure(config)
@@ -30,7 +32,7 @@ class World:
         self.outside = add_outside(topology)
         self.registry = f"sqlite://{root}/registry.db"
         opened = open_registry(self.registry)
-        opened.write_config('{"Network": "10.5.0.0/16"}')
+        opened.write_config(f'{{"Network": "10.5.0.0/16", "Backend": {{"Type": "{ours}"}}}}')
         opened.close()
 
     def reach(self, patience: float = 1.0) -> bool:
@@ -62,9 +64,9 @@ def make(topology: MakeTopology, tmp_path: Path) -> Make:
     require_tun()
     require_firewalls()
 
-    def made(backend: str, nftables: bool = False, network: str = "10.5.0.0/16") -> World:
+    def made(backend: str, nftables: bool = False, network: str = "10.5.0.0/16", ours: str = "udp") -> World:
         config = {"Network": network, "EnableNFTables": nftables, "Backend": {"Type": backend}}
-        world = World(topology(2), tmp_path, config)
+        world = World(topology(2), tmp_path, config, ours)
         wait_until(world.reach, "flannel's own nodes reach each other")
         return world
 
@@ -74,7 +76,8 @@ def make(topology: MakeTopology, tmp_path: Path) -> Make:
 def signs(node: Node) -> str:
     """All of the host where flannel leaves something."""
     parts = [node.run(*words.split(), check=False).stdout for words in (
-        "iptables-save", "ip6tables-save", "nft list tables", "ip -oneline link", "ip route show proto boot")]
+        "iptables-save", "ip6tables-save", "nft list tables", "ip -oneline link show type vxlan",
+        "ip route show proto boot")]
     return "".join(parts)
 
 
@@ -85,9 +88,9 @@ def left(node: Node) -> set[str]:
     return {word for word in words if word in signs(node).replace("default via", "")}
 
 
-@pytest.mark.parametrize(("backend", "nftables"), BACKENDS)
-def test_what_flannel_left_is_removed_and_the_node_goes_on(make: Make, backend: str, nftables: bool) -> None:
-    world = make(backend, nftables)
+@pytest.mark.parametrize(("backend", "nftables", "ours"), BACKENDS)
+def test_what_flannel_left_is_removed_and_the_node_goes_on(make: Make, backend: str, nftables: bool, ours: str) -> None:
+    world = make(backend, nftables, ours=ours)
     subnets = [flannel.subnet() for flannel in world.flannels]
     world.stop_flannel()
     before = left(world.topology.nodes[0])
@@ -103,8 +106,8 @@ def test_what_flannel_left_is_removed_and_the_node_goes_on(make: Make, backend: 
         2 + (backend in {"vxlan", "host-gw"}))  # two chains or tables, and a device or a route
     assert one.status()["warnings"] == []
     assert source_of(world.pods[0], world.outside, OUTSIDE) == one.node.address
-    assert source_of(one.node, world.pods[1], world.pods[1].address, bind=one.node.address) == \
-        subnets[0].network_address
+    tunnel = one.node.address if ours == "host-gw" else subnets[0].network_address
+    assert source_of(one.node, world.pods[1], world.pods[1].address, bind=one.node.address) == tunnel
 
 
 @pytest.mark.parametrize(("backend", "nftables"), [("vxlan", False), ("host-gw", True)])
@@ -155,9 +158,10 @@ def test_flannel_of_another_network_is_left_alone(make: Make) -> None:
     assert world.reach(5.0)
 
 
-@pytest.mark.parametrize(("backend", "nftables"), [("udp", False), ("vxlan", True)])
-def test_flannel_takes_the_node_back(make: Make, backend: str, nftables: bool) -> None:
-    world = make(backend, nftables)
+@pytest.mark.parametrize(("backend", "nftables", "ours"), [
+    ("udp", False, "udp"), ("vxlan", True, "udp"), ("vxlan", False, "vxlan"), ("host-gw", False, "host-gw")])
+def test_flannel_takes_the_node_back(make: Make, backend: str, nftables: bool, ours: str) -> None:
+    world = make(backend, nftables, ours=ours)
     subnets = [flannel.subnet() for flannel in world.flannels]
     world.stop_flannel()
     daemons = world.daemons("--ip-blackhole-route")
@@ -170,5 +174,7 @@ def test_flannel_takes_the_node_back(make: Make, backend: str, nftables: bool) -
     wait_until(world.reach, "flannel carries them again")
     one = world.flannels[0].node
     assert source_of(world.pods[0], world.outside, OUTSIDE) == one.address
-    assert source_of(one, world.pods[1], world.pods[1].address) == subnets[0].network_address
-    assert one.run("ip", "route", "show", "proto", "82").stdout == ""
+    tunnel = one.address if backend == "host-gw" else subnets[0].network_address
+    assert source_of(one, world.pods[1], world.pods[1].address) == tunnel
+    # A direct route of ours flannel takes for its own.
+    assert (f"{subnets[1]} via" in one.run("ip", "route", "show", "proto", "82").stdout) == (ours == "host-gw")
