@@ -14,10 +14,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from flannel_udp.errors import ConfigError, FlannelUdpError, UsageError
+from flannel_udp.lab import commands as lab
 
 if TYPE_CHECKING:
     from flannel_udp.config import NetworkConfig
@@ -63,12 +65,12 @@ def _dispatch(words: list[str]) -> int:
         head, command = words[:words.index("--")], words[words.index("--") + 1:]
     parser = _parser()
     arguments, surplus = parser.parse_known_args(head)
-    if surplus and arguments.command is lab_exec:
+    if surplus and arguments.command is lab.execute:
         place = f"{arguments.node} --pod" if arguments.pod else arguments.node
         raise UsageError(f"put -- before the command: lab exec {place} -- {shlex.join(surplus + command)}")
     if surplus:
         arguments.parser.error(f"unrecognized arguments: {' '.join(surplus)}")
-    if command and arguments.command is not lab_exec:
+    if command and arguments.command is not lab.execute:
         raise UsageError(f"unexpected words after --: {' '.join(command)}")
     arguments.words = command
     return int(arguments.command(arguments))
@@ -296,57 +298,6 @@ def mk_docker_opts(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# -- lab --------------------------------------------------------------------------------------------------------------
-
-
-def lab_up(arguments: argparse.Namespace) -> int:
-    """Build a lab."""
-    from flannel_udp import lab
-
-    lab.up(arguments.nodes, arguments.name)
-    return 0
-
-
-def lab_exec(arguments: argparse.Namespace) -> int:
-    """Run a command on a node, or in its pod."""
-    from flannel_udp import lab
-
-    if not arguments.words:
-        raise UsageError("no command to run: say it after --, as in lab exec 1 --pod -- ip address")
-    return lab.execute(arguments.name, arguments.node, arguments.pod, arguments.words)
-
-
-def lab_status(arguments: argparse.Namespace) -> int:
-    """Show the nodes of a lab."""
-    from flannel_udp import lab
-
-    lab.status(arguments.name)
-    return 0
-
-
-def lab_down(arguments: argparse.Namespace) -> int:
-    """End a lab."""
-    from flannel_udp import lab
-
-    lab.down(arguments.name)
-    return 0
-
-
-def lab_demo(_: argparse.Namespace) -> int:
-    """Show the whole way of a packet in a lab of its own."""
-    from flannel_udp import lab
-
-    return lab.demo()
-
-
-def lab_packet(arguments: argparse.Namespace) -> int:
-    """Show one ping between two pods layer by layer."""
-    from flannel_udp import lab
-
-    lab.packet(arguments.name, arguments.source, arguments.destination)
-    return 0
-
-
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_dir(shown)
     shown.add_argument("--json", action="store_true", help="the answer as JSON")
     _add_host_commands(commands)
-    _add_lab_commands(_group(commands, "lab", "nodes as network namespaces on this machine"))
+    lab.add(partial(_add, _group(commands, "lab", "nodes as network namespaces on this machine")))
     return parser
 
 
@@ -442,22 +393,6 @@ def _add_host_commands(commands: Commands) -> None:
     docker.add_argument("-c", action="store_true", help="write all in one variable; both is the default")
     docker.add_argument("-m", action="store_true", help="leave --ip-masq out")
     docker.add_argument("-k", metavar="KEY", default="DOCKER_OPTS", help="that variable's name (default %(default)s)")
-
-
-def _add_lab_commands(lab: Commands) -> None:
-    up = _add(lab, "up", lab_up, "build a lab")
-    up.add_argument("--nodes", type=int, default=3, metavar="N", help="how many nodes (default %(default)s)")
-    execute = _add(lab, "exec", lab_exec, "run a command on a node: exec NODE [--pod] -- COMMAND ...")
-    execute.add_argument("node", metavar="NODE", help="its number or name")
-    execute.add_argument("--pod", action="store_true", help="in the node's pod")
-    packet = _add(lab, "packet", lab_packet, "show one ping between two pods layer by layer")
-    packet.add_argument("source", metavar="FROM", help="a node")
-    packet.add_argument("destination", metavar="TO", help="another node")
-    shown = _add(lab, "status", lab_status, "show the nodes of a lab")
-    down = _add(lab, "down", lab_down, "end a lab; nothing is left of it")
-    for added in (up, execute, packet, shown, down):
-        added.add_argument("--name", default="lab", help="which lab (default %(default)s)")
-    _add(lab, "demo", lab_demo, "the whole way of a packet, shown step by step")
 
 
 def _add_run_dir(parser: argparse.ArgumentParser) -> None:

@@ -9,18 +9,24 @@
     tour         go about the nodes: run, ping, ask, listen to links
     trace        one ping, followed on its way
     story        the demo
+    commands     the command line
 
 What follows is what the command line calls; what it prints is the command's output.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def up(nodes: int, name: str) -> None:
+def up(nodes: int, name: str, backend: str, families: tuple[int, ...]) -> None:
     """Start a lab that lives on in the background, and show it."""
-    from flannel_udp.lab import client
+    from flannel_udp.lab import client, layout
 
-    client.start(nodes, name).detach()
+    client.start(nodes, name, layout.Overlay(backend, families)).detach()
     status(name)
 
 
@@ -57,8 +63,8 @@ def packet(name: str, source: str, destination: str) -> None:
     trace.show_ping(client.Lab(name), layout.node_name(source), layout.node_name(destination))
 
 
-def demo() -> int:
+def demo(backend: str, families: tuple[int, ...]) -> int:
     """Tell the whole way of a packet in a lab of its own; 0 if everything was as it should be."""
-    from flannel_udp.lab import story
+    from flannel_udp.lab import layout, story
 
-    return story.run()
+    return story.run(layout.Overlay(backend, families))

@@ -9,16 +9,17 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import ip_interface, ip_network
 from typing import TypeVar
 
 from flannel_udp import control
 from flannel_udp.errors import ControlError, LabError
 from flannel_udp.lab import channel, layout, namespace
+from flannel_udp.lab.layout import Overlay
 from flannel_udp.lab.namespace import Namespaces
-from flannel_udp.link import Link
+from flannel_udp.link import Interface, Link
 from flannel_udp.netlink import RTPROT_STATIC, Links
 from flannel_udp.options import DEFAULT_RUN_DIR, DEFAULT_SUBNET_FILE
 from flannel_udp.registry import open_registry
@@ -29,23 +30,31 @@ DEADLINE = 30.0
 DEADLINE_PER_NODE = 3.0
 POLL = 0.02
 
+# accept_dad: a kernel that forwards IPv6 asks for no neighbour before the link has probed its own address, for seconds.
+SETTINGS = {
+    4: {"net/ipv4/ip_forward": 1},
+    6: {"net/ipv6/conf/all/forwarding": 1, "net/ipv6/conf/default/accept_dad": 0},
+}
+ANYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
 T = TypeVar("T")
 
 
-def build(nodes: int, supervisor: socket.socket) -> None:
+def build(nodes: int, overlay: Overlay, supervisor: socket.socket) -> None:
     """Build a whole lab; the supervisor is told of each part, and of the end."""
-    _furnish_underlay()
+    _furnish_underlay(overlay)
     with contextlib.closing(open_registry(layout.REGISTRY_URL)) as registry:
-        registry.write_config(layout.NETWORK_CONFIG)
+        registry.write_config(overlay.config())
     places = {}
     for number in range(1, nodes + 1):
-        places[f"node{number}"] = _build_node(number, supervisor)
+        places[f"node{number}"] = _build_node(number, overlay, supervisor)
     deadline = time.monotonic() + DEADLINE + DEADLINE_PER_NODE * nodes
     for node, place in places.items():
         env = _wait(partial(_subnet_env, place), node, "get a lease", deadline)
         _build_pod(node, place, env, supervisor)
+    rows = (nodes - 1) * len(overlay.families)
     for node, place in places.items():
-        _wait(partial(_knows_peers, place, nodes - 1), node, "know its peers", deadline)
+        _wait(partial(_knows_peers, place, rows), node, "know its peers", deadline)
     channel.send(supervisor, {"kind": "ready"})
 
 
@@ -60,46 +69,51 @@ def _wait(condition: Callable[[], T | None], node: str, what: str, deadline: flo
 # Links.
 
 
-def _furnish_underlay() -> None:
+def _furnish_underlay(overlay: Overlay) -> None:
     """The bridge of the underlay in the lab's own network namespace, which is every node's default gateway."""
     namespace.sethostname("underlay")
-    _forward()  # so that what leads nowhere is answered, not lost
+    _set_up(overlay)  # so that what leads nowhere is answered, not lost
     with Links() as links:
         _up(links, _link(links, "lo"))
         bridge = links.create_bridge(layout.UNDERLAY_BRIDGE)
-        links.add_address(bridge.index, layout.ROUTER)
+        for family in overlay.families:
+            links.add_address(bridge.index, layout.underlay_address(layout.ROUTER, family))
         _up(links, bridge)
 
 
-def _build_node(number: int, supervisor: socket.socket) -> Namespaces:
-    node, address = f"node{number}", layout.node_address(number)
+def _build_node(number: int, overlay: Overlay, supervisor: socket.socket) -> Namespaces:
+    node = f"node{number}"
+    addresses, gateways = ([layout.underlay_address(host, family) for family in overlay.families]
+                           for host in (number, layout.ROUTER))  # fmt: skip
     with namespace.created("mnt", "uts", "net") as place:
         namespace.sethostname(node)
         _furnish_run()
-        _forward()
+        _set_up(overlay)
     _lay_cable(place, layout.UNDERLAY_BRIDGE, node, layout.UNDERLAY_MTU)
-    _furnish_end(place, address, layout.ROUTER)
-    message = {"kind": "node", "node": node, "address": str(address.ip)}
+    _furnish_end(place, addresses, gateways)
+    message = {"kind": "node", "node": node, "addresses": [str(address.ip) for address in addresses]}
     channel.send(supervisor, message, list(place.descriptors.values()))
     return place
 
 
 def _build_pod(node: str, place: Namespaces, env: SubnetEnv, supervisor: socket.socket) -> None:
-    subnet = env.subnet
-    assert subnet is not None
+    subnets = [subnet for subnet in (env.subnet, env.ipv6_subnet) if subnet]
     assert env.mtu is not None
-    gateway, address = (IPv4Interface(f"{subnet[host]}/{subnet.prefixlen}") for host in (1, 2))
+    gateways, addresses = ([ip_interface(f"{subnet[host]}/{subnet.prefixlen}") for subnet in subnets]
+                           for host in (1, 2))  # fmt: skip
     with namespace.created("uts", "net") as pod:
         namespace.sethostname(f"{node}-pod")
     with namespace.inside(place):
         with Links() as links:
             bridge = links.create_bridge(layout.POD_BRIDGE)
             links.set_link(bridge.index, mtu=env.mtu)
-            links.add_address(bridge.index, gateway)
+            for gateway in gateways:
+                links.add_address(bridge.index, gateway)
             _up(links, bridge)
         _lay_cable(pod, layout.POD_BRIDGE, "pod", env.mtu)
-    _furnish_end(pod, address, gateway)
-    message = {"kind": "pod", "node": node, "subnet": str(subnet), "pod": str(address.ip)}
+    _furnish_end(pod, addresses, gateways)
+    message = {"kind": "pod", "node": node, "subnets": list(map(str, subnets)),
+               "pods": [str(address.ip) for address in addresses]}  # fmt: skip
     channel.send(supervisor, message, list(pod.descriptors.values()))
     pod.close()
 
@@ -114,19 +128,26 @@ def _lay_cable(place: Namespaces, bridge: str, port: str, mtu: int) -> None:
         links.set_link(_link(links, layout.EXTERNAL_INTERFACE).index, mtu=mtu)
 
 
-def _furnish_end(place: Namespaces, address: IPv4Interface, gateway: IPv4Interface) -> None:
-    """Give eth0 in `place` its address, and the place its default route."""
+def _furnish_end(place: Namespaces, addresses: Sequence[Interface], gateways: Sequence[Interface]) -> None:
+    """Give eth0 in `place` its addresses, and the place its default routes, of each family one."""
     with namespace.inside(place.only("net")), Links() as links:
         _up(links, _link(links, "lo"))
         end = _link(links, layout.EXTERNAL_INTERFACE)
-        links.add_address(end.index, address)
+        for address in addresses:
+            links.add_address(end.index, address)
         _up(links, end)
-        links.add_route(IPv4Network("0.0.0.0/0"), end.index, gateway.ip, RTPROT_STATIC)
+        for gateway in gateways:
+            links.add_route(ANYWHERE[gateway.version], end.index, gateway.ip, RTPROT_STATIC)
 
 
-def _forward() -> None:
+def _set_up(overlay: Overlay) -> None:
+    """Have the kernel of this namespace forward packets; to be called before there are links."""
     try:
-        namespace.write_sysctl("net/ipv4/ip_forward", 1)
+        for family in overlay.families:
+            for name, value in SETTINGS[family].items():
+                namespace.write_sysctl(name, value)
+    except FileNotFoundError:
+        raise LabError("this kernel has no IPv6: leave --ipv6 and --dual-stack out") from None
     except OSError as error:
         remedy = "in a container, run that with --privileged, or the lab outside"
         raise LabError(f"cannot let the lab's nodes forward packets: /proc/sys: {error.strerror}: {remedy}") from None
@@ -159,11 +180,11 @@ def _furnish_run() -> None:
 def _subnet_env(place: Namespaces) -> SubnetEnv | None:
     with namespace.inside(place.only("mnt")):
         env = read_subnet_env(DEFAULT_SUBNET_FILE)
-    return env if env.subnet and env.mtu else None
+    return env if (env.subnet or env.ipv6_subnet) and env.mtu else None
 
 
 def _knows_peers(place: Namespaces, count: int) -> bool:
-    """Whether the node's daemon answers, and forwards to so many peers."""
+    """Whether the node's daemon answers, and forwards to so many peers, those of each family counted."""
     try:
         with namespace.inside(place.only("mnt")):
             status = control.ask(control.socket_path(DEFAULT_RUN_DIR), {"command": "status"})

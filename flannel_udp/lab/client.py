@@ -91,7 +91,7 @@ def wait_gone(supervisor: int) -> None:
 # Up.
 
 
-def start(nodes: int, name: str) -> "StartedLab":
+def start(nodes: int, name: str, overlay: layout.Overlay) -> "StartedLab":
     """Start a lab that lives as long as this process holds it; returns when all nodes are ready."""
     layout.check_name(name)
     layout.check_nodes(nodes)
@@ -106,7 +106,7 @@ def start(nodes: int, name: str) -> "StartedLab":
             if error.errno != errno.EADDRINUSE:
                 raise
             raise LabError(f"lab {name!r} is up already: flannel-udp lab down --name {name} ends it") from None
-        started = StartedLab(name, nodes, door)
+        started = StartedLab(name, nodes, overlay, door)
     try:
         started.wait_ready()
     except BaseException:
@@ -118,12 +118,12 @@ def start(nodes: int, name: str) -> "StartedLab":
 class StartedLab:
     """A lab by its lifeline: it ends when this is closed, or this process ends, unless detached before."""
 
-    def __init__(self, name: str, nodes: int, door: socket.socket) -> None:
+    def __init__(self, name: str, nodes: int, overlay: layout.Overlay, door: socket.socket) -> None:
         self.lab = Lab(name)
         self._lifeline, theirs = channel.socket_pair()
         self._pidfd = -1
         self._output = os.memfd_create("lab-supervisor")  # what it may complain of; no file, and no pipe to hold open
-        words = [name, str(nodes), str(door.fileno()), str(theirs.fileno())]
+        words = [name, str(nodes), *overlay.words(), str(door.fileno()), str(theirs.fileno())]
         with theirs:
             self._starter = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flannel_udp.lab.supervisor", *words],

@@ -3,31 +3,64 @@
 underlay 192.0.2.0/24: bridge "underlay" (.254) in the lab's own network namespace
     node1  eth0 .1   flannel0   cni0 = first address of the leased subnet ── pod: eth0 = second address
     node2  eth0 .2   ...
+The same over IPv6 in 2001:db8::/64, instead or besides.
 """
 
+import json
 import os
 import re
-from ipaddress import IPv4Interface, IPv4Network
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 from flannel_udp.errors import LabError
+from flannel_udp.link import Interface
 
 # Our choices.
-UNDERLAY = IPv4Network("192.0.2.0/24")  # RFC 5737: for documentation, so never somebody's
+UNDERLAY = {4: ip_network("192.0.2.0/24"), 6: ip_network("2001:db8::/64")}  # RFC 5737, 3849: never somebody's
 UNDERLAY_BRIDGE = "underlay"
 UNDERLAY_MTU = 1500
-ROUTER = IPv4Interface(f"{UNDERLAY[254]}/{UNDERLAY.prefixlen}")
+ROUTER = 254
 EXTERNAL_INTERFACE = "eth0"
-TUN = "flannel0"  # what the daemon's pattern flannel%d gives first
 POD_BRIDGE = "cni0"
 MOST_NODES = 100  # five namespaces each: below the usual limit of 1024 open files
-NETWORK_CONFIG = '{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}'
+NETWORKS = {4: "10.5.0.0/16", 6: "fd00:5::/48"}
 
 SHARED = Path("/run/lab")
 """The one directory that all nodes of a lab see; each node's /run is its own otherwise."""
 
 REGISTRY_URL = f"sqlite://{SHARED}/registry.db"
 STATE_DIR = Path("/run/flannel-udp-state")
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What a lab is to show: a backend, and the address families of overlay and underlay, in order."""
+
+    backend: str = "udp"
+    families: tuple[int, ...] = (4,)
+
+    def config(self) -> str:
+        """The network configuration, as the registry is to hold it."""
+        config: dict[str, object] = {"Network": NETWORKS[4]} if 4 in self.families else {"EnableIPv4": False}
+        if 6 in self.families:
+            config |= {"EnableIPv6": True, "IPv6Network": NETWORKS[6]}
+        return json.dumps(config | {"Backend": {"Type": self.backend}})
+
+    def words(self) -> list[str]:
+        """For the command line of the supervisor."""
+        return [self.backend, "".join(map(str, self.families))]
+
+    @classmethod
+    def read(cls, backend: str, families: str) -> "Overlay":
+        """What words() made."""
+        return cls(backend, tuple(map(int, families)))
+
+    def by_family(self, name: str, values: Sequence[object]) -> dict[str, str]:
+        """Name a value of each family for a status: the second family's by ipv6_, which nobody has alone."""
+        names = [name, f"ipv6_{name}"][: len(self.families)]
+        return dict(zip(names, map(str, values or [""] * len(names)), strict=True))
 
 
 def check_name(name: str) -> str:
@@ -49,9 +82,9 @@ def node_name(word: str) -> str:
     return f"node{int(word)}" if word.isascii() and word.isdigit() else word
 
 
-def node_address(number: int) -> IPv4Interface:
-    """Return the address of a node on the underlay."""
-    return IPv4Interface(f"{UNDERLAY[number]}/{UNDERLAY.prefixlen}")
+def underlay_address(number: int, family: int) -> Interface:
+    """Return the address of a node, or of the ROUTER, on the underlay."""
+    return ip_interface(f"{UNDERLAY[family][number]}/{UNDERLAY[family].prefixlen}")
 
 
 def environment() -> dict[str, str]:

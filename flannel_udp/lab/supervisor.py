@@ -15,10 +15,11 @@ import select
 import signal
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 from flannel_udp.errors import FlannelUdpError, LabError
 from flannel_udp.lab import channel, layout, namespace
+from flannel_udp.lab.layout import Overlay
 from flannel_udp.lab.namespace import Kind, Namespaces
 
 LAB_KINDS: tuple[Kind, ...] = ("mnt", "pid", "uts", "net")
@@ -28,22 +29,34 @@ POD_KINDS: tuple[Kind, ...] = ("uts", "net")
 
 @dataclass
 class NodeState:
-    """What the status tells of a node. `pid` is the daemon's in the lab's PID namespace; 0: it does not run."""
+    """What is known of a node. `pid` is the daemon's in the lab's PID namespace; 0: it does not run.
+
+    Addresses, subnets and the pod's addresses are one of each family; the latter two come when there is a lease.
+    """
 
     node: str
-    address: str
+    addresses: list[str]
     daemon: str = "starting"
     pid: int = 0
-    subnet: str = ""
-    pod: str = ""
+    subnets: list[str] = field(default_factory=list)
+    pods: list[str] = field(default_factory=list)
+
+    def told(self, overlay: Overlay) -> dict[str, object]:
+        """For the status."""
+        return {"node": self.node, **overlay.by_family("address", self.addresses), "daemon": self.daemon,
+                "pid": self.pid, **overlay.by_family("subnet", self.subnets),
+                **overlay.by_family("pod", self.pods)}  # fmt: skip
 
 
 class Supervisor:
     """PID 1: a table of nodes, and what may happen to it."""
 
-    def __init__(self, name: str, nodes: int, door: socket.socket, lifeline: socket.socket, own: Namespaces) -> None:
+    def __init__(
+        self, name: str, nodes: int, overlay: Overlay, door: socket.socket, lifeline: socket.socket, own: Namespaces
+    ) -> None:
         self.name = name
         self.nodes = nodes
+        self.overlay = overlay
         self.door = door
         self.lifeline: socket.socket | None = lifeline
         self.own = own
@@ -114,12 +127,12 @@ class Supervisor:
         message, descriptors = said
         kind = message["kind"]
         if kind == "node":
-            self.states[message["node"]] = NodeState(message["node"], message["address"])
+            self.states[message["node"]] = NodeState(message["node"], message["addresses"])
             self.places[message["node"]] = Namespaces(dict(zip(NODE_KINDS, descriptors, strict=True)))
             self._start_daemon(message["node"])
         elif kind == "pod":
             state = self.states[message["node"]]
-            state.subnet, state.pod = message["subnet"], message["pod"]
+            state.subnets, state.pods = message["subnets"], message["pods"]
             self.places[f"{message['node']}/pod"] = Namespaces(dict(zip(POD_KINDS, descriptors, strict=True)))
         elif kind == "ready":
             self.ready = True
@@ -145,8 +158,9 @@ class Supervisor:
 
     def _answer(self, request: str, node: str, message: channel.Message) -> tuple[channel.Message, list[int]]:
         if request == "status":
-            nodes = [asdict(state) for state in self.states.values()]
-            return {"name": self.name, "ready": self.ready, "expected": self.nodes, "nodes": nodes}, []
+            nodes = [state.told(self.overlay) for state in self.states.values()]
+            told = {"name": self.name, "ready": self.ready, "expected": self.nodes, "nodes": nodes}
+            return {**told, "overlay": self.overlay.words()}, []
         if request == "enter":
             kinds, descriptors = self._place(node, bool(message.get("pod")))
             return {"kinds": kinds}, descriptors
@@ -172,7 +186,7 @@ class Supervisor:
             try:
                 from flannel_udp.lab import builder  # brings netlink; PID 1 stays without
 
-                builder.build(self.nodes, theirs)
+                builder.build(self.nodes, self.overlay, theirs)
             except (FlannelUdpError, OSError) as error:
                 channel.send(theirs, {"kind": "error", "error": f"{error}"})
                 status = 1
@@ -265,9 +279,11 @@ def _explain(error: OSError) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Make the namespaces and become PID 1: NAME NODES DOOR LIFELINE, the latter two as inherited descriptors."""
-    name, nodes = argv[0], int(argv[1])
-    door, lifeline = (socket.socket(fileno=int(word)) for word in argv[2:4])
+    """Make the namespaces and become PID 1: NAME NODES BACKEND FAMILIES DOOR LIFELINE, the latter two as inherited
+    descriptors.
+    """
+    name, nodes, overlay = argv[0], int(argv[1]), Overlay.read(*argv[2:4])
+    door, lifeline = (socket.socket(fileno=int(word)) for word in argv[4:6])
     for inherited in (door, lifeline):
         inherited.set_inheritable(False)  # a daemon that held them would keep the lab's end from being seen
     try:
@@ -281,7 +297,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         channel.send(lifeline, {"error": _explain(error)})
         return 1
-    Supervisor(name, nodes, door, lifeline, namespace.here(kinds)).run()
+    Supervisor(name, nodes, overlay, door, lifeline, namespace.here(kinds)).run()
     return 0
 
 

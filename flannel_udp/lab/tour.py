@@ -15,16 +15,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from typing import Any
 
 from flannel_udp import control
 from flannel_udp.errors import LabError
 from flannel_udp.lab import namespace
 from flannel_udp.lab.client import Lab
+from flannel_udp.lab.layout import Overlay
 from flannel_udp.options import DEFAULT_RUN_DIR
 
 ETH_P_ALL = 0x0003  # specification: linux/if_ether.h
 LONGEST_FRAME = 1 << 16
+SOCKETS = {4: socket.AF_INET, 6: socket.AF_INET6}
 # Our choices: seconds until what ought to happen here at once is held not to happen; the size of one write.
 DEADLINE = 10.0
 CHUNK = 1 << 20
@@ -37,6 +40,7 @@ class Tour:
         status = lab.status()
         if not status["ready"]:
             raise LabError(f"lab {lab.name!r} is still coming up: flannel-udp lab status tells how far it is")
+        self.overlay = Overlay.read(*status["overlay"])
         self.nodes: dict[str, dict[str, Any]] = {state["node"]: state for state in status["nodes"]}
         self.base = lab.place()
         self._places = {(node, pod): lab.place(node, pod=pod) for node in self.nodes for pod in (False, True)}
@@ -52,6 +56,16 @@ class Tour:
             raise LabError(f"there is no node {name!r} (there: {', '.join(self.nodes)})")
         return self.nodes[name]
 
+    def of_family(self, node: str, name: str, family: int) -> str:
+        """Return a node's "address", "subnet" or "pod" of a family."""
+        key = list(self.overlay.by_family(name, ()))[self.overlay.families.index(family)]
+        return str(self.node(node)[key])
+
+    def device(self, node: str, family: int) -> str:
+        """Return the name of the device by which a node's daemon carries a family."""
+        devices = self.daemon_status(node)["devices"]
+        return next(str(one["name"]) for one in devices if ip_interface(one["address"]).version == family)
+
     @contextlib.contextmanager
     def at(self, node: str, *, pod: bool = False) -> Iterator[None]:
         """Be at a node, or in its pod, for the length of the block."""
@@ -66,9 +80,9 @@ class Tour:
         with self.at(node, pod=pod):
             return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-    def ping(self, source: str, destination: str, count: int = 1) -> subprocess.CompletedProcess[str]:
+    def ping(self, source: str, destination: str, family: int, count: int = 1) -> subprocess.CompletedProcess[str]:
         """Ping from the pod of one node to that of another."""
-        address = self.node(destination)["pod"]
+        address = self.of_family(destination, "pod", family)
         return self.run("ping", "-n", "-c", f"{count}", "-i", "0.2", "-W", "2", address, node=source, pod=True)
 
     def daemon_status(self, node: str) -> dict[str, Any]:
@@ -82,14 +96,15 @@ class Tour:
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not _alive(pid), f"the daemon of {node} to end")
 
-    def transfer(self, source: str, destination: str, size: int) -> "Transfer":
+    def transfer(self, source: str, destination: str, family: int, size: int) -> "Transfer":
         """Send random bytes from pod to pod over one TCP connection."""
         octets = os.urandom(size)
+        address, kind = self.of_family(destination, "pod", family), SOCKETS[family]
         with self.at(destination, pod=True):
-            listener = socket.create_server((self.node(destination)["pod"], 0))
+            listener = socket.create_server((address, 0), family=kind)
         with listener, ThreadPoolExecutor(1) as pool:
             with self.at(source, pod=True):
-                sender = socket.create_connection(listener.getsockname(), timeout=DEADLINE)
+                sender = socket.create_connection(listener.getsockname()[:2], timeout=DEADLINE)
             receiver, _ = listener.accept()
             receiver.settimeout(DEADLINE)
             with sender, receiver:

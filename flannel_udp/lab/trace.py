@@ -11,10 +11,11 @@ from flannel_udp.lab.tour import Tour, Wiretap
 
 @dataclass(frozen=True)
 class Trace:
-    """The same echo request: `inner` as read from the TUN, `outer` as it left by the external interface."""
+    """The same echo request: `inner` as read from the TUN `device`, `outer` as it left by the external interface."""
 
     source: str
-    destination: str
+    device: str
+    backend: str
     inner: bytes
     outer: bytes
     ping: str
@@ -34,7 +35,7 @@ def show_ping(lab: client.Lab, source: str, destination: str) -> None:
     tour.node(destination)
 
     def show() -> int:
-        print(describe(trace_ping(tour, source, destination)))
+        print("\n\n".join(describe(trace_ping(tour, source, destination, family)) for family in tour.overlay.families))
         return 0
 
     try:
@@ -49,32 +50,32 @@ def show_ping(lab: client.Lab, source: str, destination: str) -> None:
         tour.close()
 
 
-def trace_ping(tour: Tour, source: str, destination: str) -> Trace:
+def trace_ping(tour: Tour, source: str, destination: str, family: int) -> Trace:
     """Send one ping and catch its request on both sides of the daemon; to be called inside the lab."""
-    ends = (tour.node(source)["pod"], tour.node(destination)["pod"])
+    ends = (tour.of_family(source, "pod", family), tour.of_family(destination, "pod", family))
+    device = tour.device(source, family)
 
     def is_request(packet: bytes, first: str) -> bool:
         layers = dissect(packet, "ethernet" if first == "ethernet" else "ip")
         return _echo_between(layers, *ends)
 
     with tour.at(source):
-        on_overlay, on_underlay = Wiretap(layout.TUN), Wiretap(layout.EXTERNAL_INTERFACE)
+        on_overlay, on_underlay = Wiretap(device), Wiretap(layout.EXTERNAL_INTERFACE)
     with on_overlay, on_underlay:
-        ping = tour.ping(source, destination)
+        ping = tour.ping(source, destination, family)
         if ping.returncode:
             raise LabError(f"the ping from {source} to {destination} got no answer:\n{ping.stdout}{ping.stderr}")
         inner = on_overlay.wait_for(lambda packet: is_request(packet, "ip"), "the request on the overlay")
         outer = on_underlay.wait_for(lambda packet: is_request(packet, "ethernet"), "the request on the underlay")
-    return Trace(source, destination, inner, outer, ping.stdout)
+    return Trace(source, device, tour.overlay.backend, inner, outer, ping.stdout)
 
 
 def _echo_between(layers: list[Layer], source: str, destination: str) -> bool:
     """Whether the innermost packet is an echo request from the one to the other."""
-    names = [layer.name for layer in layers]
-    if names[-3:] != ["IPv4", "ICMP", "data"]:
+    if [layer.name for layer in layers][-3:] not in (["IPv4", "ICMP", "data"], ["IPv6", "ICMPv6", "data"]):
         return False
     ip, icmp = layers[-3:-1]
-    return (ip["source"], ip["destination"]) == (source, destination) and icmp["type"].startswith("8 ")
+    return (ip["source"], ip["destination"]) == (source, destination) and icmp["type"].endswith("(echo request)")
 
 
 def differences(trace: Trace) -> list[str]:
@@ -90,11 +91,10 @@ def differences(trace: Trace) -> list[str]:
 
 def describe(trace: Trace) -> str:
     """Put a trace into words: both packets, and what the tunnel did to the inner one."""
-    inner, carried = dissect(trace.inner)[0], dissect(trace.carried)[0]
     added = len(trace.outer) - len(trace.inner)
     return "\n".join(
         [
-            f"The inner packet, as {trace.source} reads it from the TUN {layout.TUN}: {len(trace.inner)} bytes",
+            f"The inner packet, as {trace.source} reads it from the TUN {trace.device}: {len(trace.inner)} bytes",
             "",
             format_layers(dissect(trace.inner), "  "),
             "",
@@ -102,7 +102,28 @@ def describe(trace: Trace) -> str:
             "",
             format_layers(dissect(trace.outer, "ethernet"), "  "),
             "",
-            f"{added} bytes were put in front. Within, what changed is: {', '.join(differences(trace))}. The tunnel",
-            f"counts as a router: the TTL went from {inner['TTL']} to {carried['TTL']}, the header's checksum with it.",
+            f"{added} bytes were put in front. {_TOLD[trace.backend](trace)}",
         ]
     )
+
+
+def _of_a_router(trace: Trace) -> str:
+    inner, carried = dissect(trace.inner)[0], dissect(trace.carried)[0]
+    hops, patched = ("TTL", ", the header's checksum with it") if inner.name == "IPv4" else ("hop limit", "")
+    return (
+        f"Within, what changed is: {', '.join(differences(trace))}. The tunnel\n"
+        f"counts as a router: the {hops} went from {inner[hops]} to {carried[hops]}{patched}."
+    )
+
+
+def _of_a_cable(trace: Trace) -> str:
+    layers = dissect(trace.outer, "ethernet")
+    worn = ", ".join(f"{layer.name} {layer.size}" for layer in layers if not layer.depth or layer.name == "Ethernet")
+    changed = ", ".join(differences(trace)) or "nothing"
+    return (
+        f"From the outside in: {worn}.\nWithin, what changed is: {changed}. The tunnel is a cable between "
+        "two switches: it counts no hop,\nand carries Ethernet, which says by the VtepMACs from whom to whom."
+    )
+
+
+_TOLD = {"udp": _of_a_router, "vxlan": _of_a_cable}

@@ -333,11 +333,13 @@ def test_status_asks_the_daemon_of_a_run_dir(told: Told, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(("words", "function", "expected"), [
-    (["up", "--nodes", "5"], "up", (5, "lab")),
-    (["up", "--name", "x"], "up", (3, "x")),
+    (["up", "--nodes", "5"], "up", (5, "lab", "udp", (4,))),
+    (["up", "--backend", "vxlan", "--dual-stack"], "up", (3, "lab", "vxlan", (4, 6))),
+    (["up", "--name", "x"], "up", (3, "x", "udp", (4,))),
     (["exec", "2", "--pod", "--", "ping", "--", "-c1"], "execute", ("lab", "2", True, ["ping", "--", "-c1"])),
     (["exec", "--name", "x", "2", "--", "ip", "--json", "a"], "execute", ("x", "2", False, ["ip", "--json", "a"])),
-    (["status"], "status", ("lab",)), (["down", "--name", "x"], "down", ("x",)), (["demo"], "demo", ()),
+    (["status"], "status", ("lab",)), (["down", "--name", "x"], "down", ("x",)), (["demo"], "demo", ("udp", (4,))),
+    (["demo", "--ipv6"], "demo", ("udp", (6,))),
     (["packet", "1", "2"], "packet", ("lab", "1", "2")),
 ])
 def test_lab_commands_reach_the_lab(monkeypatch: pytest.MonkeyPatch, words: list[str], function: str,
@@ -378,7 +380,7 @@ def test_errors_of_the_tree_are_one_line(told: Told, monkeypatch: pytest.MonkeyP
 
 
 def test_ctrl_c_is_quiet(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> int:
+    def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flannel_udp.lab.demo", interrupted)
