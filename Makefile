@@ -16,7 +16,7 @@ N ?= 1000000
 MICRO_RUNS := .cache/benchmarks/micro
 
 .PHONY: all demo test test-long test-faults test-mutations lint strict sanitized races fuzz clean distclean help
-.PHONY: bench bench-quick bench-full bench-scale bench-micro bench-micro-compare
+.PHONY: bench bench-quick bench-backends bench-full bench-scale bench-micro bench-micro-compare
 .PHONY: prepare-build prepare-lab prepare-test prepare-bench
 
 all: prepare-build build/.built  ## build flannel-udp into .venv (editable)
@@ -73,11 +73,14 @@ bench-micro-compare:  ## the last two runs of bench-micro side by side
 bench-quick: prepare-bench all  ## the table of targets against kernel VXLAN and flannel, within 5 minutes (root)
 	$(BIN)/python -m benchmarks.rivals quick --save .cache/benchmarks/quick $(RIVALS)
 
-bench: prepare-bench all  ## the headline rows, five rounds of 5 s (root, half an hour)
+bench: prepare-bench all  ## the headline rows, five rounds of 5 s (root, 40 minutes)
 	$(BIN)/python -m benchmarks.rivals standard --save .cache/benchmarks/standard $(RIVALS)
 
 bench-full: prepare-bench all  ## every load, link mode and setting (root, hours)
 	$(BIN)/python -m benchmarks.rivals full --save .cache/benchmarks/full $(RIVALS)
+
+bench-backends: prepare-bench all  ## the vxlan backend against udp, kernel VXLAN and flannel's, ten rounds (root, half an hour)
+	$(BIN)/python -m benchmarks.rivals backends --save .cache/benchmarks/backends $(RIVALS)
 
 # SCALE: options, see `python -m benchmarks.scale --help`. The first run builds etcd, and needs go.
 bench-scale: all  ## one daemon among 10,000 nodes in etcd, 200 nodes that start at once, within 3 minutes (root)

@@ -40,6 +40,8 @@ KINDS = {
         *OFFLOAD)),
     "udp": Kind("Datagrams at full rate", "pps", "kpps received", 1e-3, (
         *DATAGRAMS, ("dropped", "dropped", 1.0), *OFFLOAD)),
+    "flows": Kind("Datagrams of 16 flows at full rate", "pps", "kpps received", 1e-3, (
+        *DATAGRAMS, ("dropped", "dropped", 1.0), *OFFLOAD)),
     "rate": Kind("The highest rate that loses less than 0.1 %", "pps", "kpps received", 1e-3, DATAGRAMS),
     "ask": Kind("Request-response", "p50", "µs, p50", 1.0, (
         ("p99, µs", "p99", 1.0), ("p99.9, µs", "p999", 1.0), ("answers missing", "lost", 1.0),
@@ -114,7 +116,7 @@ def cell_tables(record: Record) -> Iterator[Table]:
         for name, kind in KINDS.items():
             found = [row for row in record["rows"] if row["mode"] == mode and row["load"].partition("-")[0] == name]
             rows = [_cell(record, row, contender) for row in found for contender in row["contenders"]]
-            head = ["load", "contender", kind.unit, "against kernel VXLAN, paired", "against flannel, paired"]
+            head = ["load", "contender", kind.unit, "against kernel VXLAN, paired", "against flannel's udp, paired"]
             head += [title for title, _, _ in kind.columns]
             if rows:
                 title = f"{kind.title}, link mode “{mode}”: {told['meaning']}"
@@ -128,8 +130,9 @@ def _cell(record: Record, row: Record, contender: str) -> list[str]:
     def of(name: str, scale: float) -> str:
         return spread([number * scale for number in values(record, mode, load, contender, name).values()])
 
-    against = [spread(paired(record, Target("", mode, load, kind.value, contender, rival, 0, 0)))
-               if contender != rival else "-" for rival in (VXLAN, FLANNEL)]  # fmt: skip
+    family = ":family=6" if "family=6" in contender else ""
+    against = [spread(paired(record, Target("", mode, load, kind.value, contender, rival + family, 0, 0)))
+               if contender != rival + family else "-" for rival in (VXLAN, FLANNEL)]  # fmt: skip
     beside = [of(name, scale) for _, name, scale in kind.columns]
     return [load, label(record, contender), of(kind.value, kind.scale), *against, *beside]
 

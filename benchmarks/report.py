@@ -26,6 +26,8 @@ CPU is that of the whole machine, load generators and whatever else runs include
 OF_LOADS = {
     "udp": "Datagrams at full rate: the sender offers all that its socket takes, 64 in one sendmmsg call, and what "
            "arrives is counted; the rest is lost on the way, wherever the sender is the faster.",
+    "flows": "Datagrams of 16 flows at full rate: the same sender, one datagram of each flow in turn. So no two that "
+             "follow each other are of one flow, which is the worst that there is for whatever joins packets.",
     "rate": "The highest rate is searched with trials of a twelfth of the time, at least 0.2 s, and confirmed by one "
             "of a third, whose figures are shown. One slow moment of the machine fails a trial: look at the best "
             "round, too. Where the offered rate is all that the sender can do, the path may carry more.",

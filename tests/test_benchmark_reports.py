@@ -66,6 +66,14 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert compare(record, Page(report.html(record)).tables) == 2
 
 
+def test_ipv6_is_compared_with_ipv6() -> None:
+    row = Row("all", "flows-64", ("vxlan", "vxlan:family=6", "flannel_udp:family=6"))
+    record = made_up({"vxlan": [1e5] * 3, "vxlan:family=6": [5e4] * 3, "flannel_udp:family=6": [1e5] * 3}, row, "pps")
+    (rows,) = (table for title, table in Page(report.html(record)).tables.items() if "16 flows" in title)
+    assert [line[3] for line in rows[1:]] == ["-", "-", "2 (2 - 2)"]
+    assert compare(record, Page(report.html(record)).tables) == 3
+
+
 def test_what_is_to_be_doubted_stands_before_the_figures() -> None:
     row = Row("all", "rate-64", ("vxlan", "wireguard-go"))
     record = made_up({"vxlan": [1e5], "wireguard-go": [2e4]}, row, "pps", rounds=1, interrupted=True)

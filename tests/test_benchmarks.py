@@ -24,8 +24,8 @@ from benchmarks.rivals.rates import ALLOWED
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs/benchmarking.md"
-RIVALS = "vxlan,mine,flannel_udp"
-RUN_LOADS = ("tcp-1", "udp-64", "rate-64", "ask-loaded", "start")
+RIVALS = "vxlan,mine,flannel_udp,flannel_udp:backend=vxlan+source-ports=4"
+RUN_LOADS = ("tcp-1", "udp-64", "flows-64", "rate-64", "ask-loaded", "start")
 
 
 def suite(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, own_overlay: Path) -> Pat
     done = suite("standard", "--rounds", "1", "--seconds", "0.5", "--modes", "all", "--loads", ",".join(RUN_LOADS),
                  "--overlay", str(own_overlay), "--contenders", RIVALS, "--save", str(folder))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "5 rows, 1 rounds of 0.5 s: 15 samples, about" in done.stderr.splitlines()[0]
+    assert "6 rows, 1 rounds of 0.5 s: 24 samples, about" in done.stderr.splitlines()[0]
     return folder
 
 
@@ -76,7 +76,7 @@ def test_what_a_load_measures_is_there_and_possible(record: dict[str, Any]) -> N
         assert one["gbps"] > 0
         assert one["cpu_per_gb"] > 0
         assert 500 < one["bytes_per_frame"] <= 65_600
-    for one in by_load["udp-64"]:
+    for one in by_load["udp-64"] + by_load["flows-64"]:
         assert one["pps"] > 0
         assert 0 <= one["lost"] < 1
         assert one["dropped"] == sum(one["drops"].values())
@@ -87,10 +87,11 @@ def test_what_a_load_measures_is_there_and_possible(record: dict[str, Any]) -> N
     for one in by_load["ask-loaded"]:
         assert 0 < one["p50"] <= one["p99"] <= one["p999"]
         assert one["gbps"] > 0
-    (start,) = by_load["start"]
-    assert start["start"] > 0
-    assert 1 < start["idle_pss"] <= start["idle_rss"]
-    assert 1 < start["loaded_pss"] <= start["loaded_rss"]
+    assert len(by_load["start"]) == 2
+    for start in by_load["start"]:
+        assert start["start"] > 0
+        assert 1 < start["idle_pss"] <= start["idle_rss"]
+        assert 1 < start["loaded_pss"] <= start["loaded_rss"]
 
 
 def test_the_record_tells_machine_devices_and_settings(record: dict[str, Any]) -> None:
@@ -121,7 +122,10 @@ def test_both_reports_show_what_was_measured(finished: Path, record: dict[str, A
     (["--contenders", "vxlan,ours"], "'ours': choose from veth"), (["--rounds", "0"], "--rounds 0: at least 1"),
     (["--contenders", "flannel_udp:thread=1"], "'thread=1': no option of"), (["--seconds", "0"], "from 0.5 to 3600"),
     (["--settings", "flannel_udp:threads=9"], "'threads=9': argument --threads"), (["--overlay", "/nowhere"], "where"),
-    (["--contenders", "veth:x=1"], "'x=1': this one has none"), (["--modes", "no-tunnel"], "has no such rows"),
+    (["--contenders", "veth:x=1"], "'x=1': this one has family=4|6"),
+    (["--contenders", "wireguard-go:family=6"], "'family=6': this one has none"),
+    (["--contenders", "flannel:backend=ipip"], "'backend=ipip': this one has backend=udp|vxlan, family=4|6"),
+    (["--modes", "no-tunnel"], "has no such rows"),
     (["--overlay", str(ROOT / "setup.cfg.py")], "setup.cfg.py"), (["--save", "/dev/null/x"], "/dev/null"),
 ])  # fmt: skip
 def test_a_wrong_option_is_named_in_one_line(words: list[str], named: str) -> None:

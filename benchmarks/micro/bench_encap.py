@@ -1,4 +1,4 @@
-"""A coat put on and taken off, none as of udp and 22 bytes as of vxlan; and datagrams joined to runs."""
+"""A coat put on, checked and taken off, none as of udp and 22 bytes as of vxlan; and datagrams joined to runs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One node's data plane alone, in the network namespace that it is started in: TUN, sockets, Forwarder's table, loops.
+"""One node's data plane alone, in the network namespace that it is started in: TUN, sockets, Forwarder, loops.
 
 For benchmarks and profiles: no daemon, no registry, one peer, everything settable. When it is ready it prints its
 settings as one line of JSON, then answers each line on its standard input with another, its counters; at end of file it
@@ -12,67 +12,82 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import islice
 from typing import Any
 
 import pytun
 
-from flannel_udp._dataplane import EVENTS, FIRST_PEER, OUTCOMES, OWN_SLOT, SOURCE_CHECKS, Builder, Worker
+from flannel_udp._dataplane import (
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    UDP_OVERHEAD_V4,
+    UDP_OVERHEAD_V6,
+    VXLAN_OVERHEAD_V4,
+    VXLAN_OVERHEAD_V6,
+)
+from flannel_udp.backend import vtep
+from flannel_udp.forwarder import Doors, Encapsulation, Forwarder, Loops, Queue
 from flannel_udp.options import default_threads
 from flannel_udp.steering import steer
+from flannel_udp.underlay import SOCKET_BUFFER, UnderlaySockets, open_beside, open_underlay_sockets
 
-# Specification: linux/if_tun.h, linux/udp.h, linux/in.h, asm-generic/socket.h.
+# Specification: linux/if_tun.h, asm-generic/socket.h.
 TUNSETOFFLOAD, OFFLOADS = 0x4004_54D0, 0x6F
-UDP_GRO = 104
-IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-SUBNET_LENGTH = 24
-OVERHEAD = 28
+SUBNET_LENGTH = {4: 24, 6: 64}
+OVERHEADS = {
+    ("udp", 4): UDP_OVERHEAD_V4, ("udp", 6): UDP_OVERHEAD_V6, ("vxlan", 4): VXLAN_OVERHEAD_V4,
+    ("vxlan", 6): VXLAN_OVERHEAD_V6,
+}  # fmt: skip
+ETHERTYPES = {4: ETHERTYPE_IPV4, 6: ETHERTYPE_IPV6}
+LINK_MTU = 1500
+VNI = 1
 
 
 def parser(*, exit_on_error: bool = True) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, exit_on_error=exit_on_error)
-    parser.add_argument("--address", type=IPv4Address, required=True, help="underlay address of this node")
-    parser.add_argument("--peer", type=IPv4Address, required=True, help="underlay address of the other")
+    parser.add_argument("--address", type=ip_address, required=True, help="underlay address of this node")
+    parser.add_argument("--peer", type=ip_address, required=True, help="underlay address of the other")
     parser.add_argument("--number", type=int, choices=(1, 2), required=True, help="which of the two subnets is its own")
-    parser.add_argument("--overlay", type=IPv4Network, required=True)
+    parser.add_argument("--overlay", type=ip_network, required=True)
+    parser.add_argument("--family", type=int, choices=(4, 6), default=4, help="of the addresses and the overlay")
+    parser.add_argument("--backend", choices=("udp", "vxlan"), default="udp", help="whose record to forward by")
     parser.add_argument("--port", type=int, default=8285)
-    parser.add_argument("--mtu", type=int, default=1500 - OVERHEAD)
+    parser.add_argument("--source-ports", type=int, default=0, help="to spread flows over; 0: all by the one port")
+    parser.add_argument("--mtu", type=int, default=0, help="of the TUN; 0: what fits a link of 1500 bytes")
     parser.add_argument("--threads", type=int, choices=(1, 2), default=default_threads(), help="for each queue")
     parser.add_argument("--queues", type=int, default=1, help="of the TUN, each with a socket of its own")
     parser.add_argument("--busy-poll", type=int, default=0, help="microseconds")
     parser.add_argument("--txqueuelen", type=int, default=0, help="of the TUN; 0: the kernel's own")
     parser.add_argument("--gso-max-segs", type=int, default=0, help="of the TUN; 0: the kernel's own")
     parser.add_argument("--sched-batch", action="store_true", help="run the loops as SCHED_BATCH")
-    parser.add_argument("--buffer", type=int, default=4 << 20, help="bytes of either socket buffer")
+    parser.add_argument("--buffer", type=int, default=SOCKET_BUFFER, help="bytes of either socket buffer")
     parser.add_argument("--no-offload", action="store_true", help="neither on the TUN nor on the socket")
     return parser
 
 
 @contextlib.contextmanager
-def street_door(chosen: argparse.Namespace, port: int) -> Iterator[socket.socket]:
-    """Open an underlay socket as the daemon does; those of several queues share their port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as door:
-        door.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
-        door.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, chosen.buffer)
-        door.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, chosen.buffer)
-        if not chosen.no_offload:
-            door.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-        if port and chosen.queues > 1:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        door.bind((str(chosen.address), port))
-        yield door
+def street_doors(chosen: argparse.Namespace) -> Iterator[list[UnderlaySockets]]:
+    """Open the underlay sockets as the daemon does, those of each queue."""
+    offload, vxlan = not chosen.no_offload, chosen.backend == "vxlan"
+    first = open_underlay_sockets(chosen.address, chosen.port, segment=offload, gro=offload, fragment=vxlan, tos=vxlan,
+                                  sources=chosen.source_ports)  # fmt: skip
+    with contextlib.ExitStack() as closing:
+        closing.callback(first.close)
+        doors = [first, *open_beside(first, chosen.queues - 1)]
+        for door in doors:
+            closing.callback(door.close)
+            for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
+                door.street.setsockopt(1, option, chosen.buffer)
+        yield doors
 
 
 @contextlib.contextmanager
-def front_door(chosen: argparse.Namespace, own: IPv4Network) -> Iterator[list[int]]:
+def front_door(chosen: argparse.Namespace, own: IPv4Network | IPv6Network) -> Iterator[list[int]]:
     """Open the TUN's queues, with offloads and steering, address and route."""
     flags = pytun.IFF_TUN | pytun.IFF_NO_PI | (0 if chosen.no_offload else pytun.IFF_VNET_HDR)
     if chosen.queues > 1:
@@ -90,71 +105,71 @@ def front_door(chosen: argparse.Namespace, own: IPv4Network) -> Iterator[list[in
             steer(descriptors[0])
         queue = f" txqueuelen {chosen.txqueuelen}" if chosen.txqueuelen else ""
         queue += f" gso_max_segs {chosen.gso_max_segs}" if chosen.gso_max_segs else ""
-        commands = f"""addr add {own[0]}/32 dev {tun.name}
+        commands = f"""link set {tun.name} addrgenmode none
+            addr add {own[0]}/{own.max_prefixlen} dev {tun.name}
             link set {tun.name} mtu {chosen.mtu}{queue} up
             route add {chosen.overlay} dev {tun.name}"""
         subprocess.run(["ip", "-batch", "-"], input=commands, text=True, check=True)
         yield descriptors
 
 
-def table(chosen: argparse.Namespace, own: IPv4Network, peer: IPv4Network) -> list[Worker]:
-    """Make a table of two subnets, and a worker over it for each queue."""
-    builder = Builder(chosen.overlay.network_address.packed, chosen.overlay.prefixlen, SUBNET_LENGTH)
-    workers = [Worker(builder, coat_length=0, ttl_step=1, overhead=OVERHEAD, source_check=SOURCE_CHECKS["known"])
-               for _ in range(chosen.queues)]
-    builder.set_own(own[0].packed, [own[0].packed, chosen.address.packed])
-    builder.set_route(own[0].packed, SUBNET_LENGTH, OWN_SLOT)
-    builder.set_route(peer[0].packed, SUBNET_LENGTH, FIRST_PEER)
-    builder.set_peer(FIRST_PEER, 1, chosen.peer.packed, chosen.port)
-    builder.publish()
-    offload = not chosen.no_offload
-    for worker in workers:
-        worker.use(vnet=offload, uso=offload, segment=offload, busy_poll=chosen.busy_poll * 1000)
-    return workers
+def coat(chosen: argparse.Namespace, to: int, source: int) -> bytes:
+    """Return what stands before a packet to a node, both by their numbers; nothing for the udp backend."""
+    if chosen.backend == "udp":
+        return b""
+    to_mac, source_mac = (bytes([2, 0, 0, 0, 0, number]) for number in (to, source))
+    return vtep.coat(VNI, to_mac, source_mac, ETHERTYPES[chosen.family])
 
 
-def counters(workers: list[Worker]) -> dict[str, Any]:
+def table(chosen: argparse.Namespace, own: IPv4Network | IPv6Network, peer: IPv4Network | IPv6Network) -> Forwarder:
+    """Make a data plane that knows two subnets."""
+    here, there, vxlan = chosen.number, 3 - chosen.number, chosen.backend == "vxlan"
+    worn, expected = coat(chosen, there, here), coat(chosen, here, there)
+    encapsulation = Encapsulation(len(worn), 0 if vxlan else 1, OVERHEADS[chosen.backend, chosen.family], expected,
+                                  ecn=vxlan)  # fmt: skip
+    loops = Loops(chosen.threads, busy_poll=chosen.busy_poll)
+    forwarder = Forwarder(chosen.overlay, SUBNET_LENGTH[chosen.family], encapsulation, "known", loops)
+    forwarder.set_own(own, own[0], [chosen.address])
+    forwarder.set_peer(peer, chosen.peer, chosen.port, worn)
+    forwarder.publish()
+    return forwarder
+
+
+def counters(forwarder: Forwarder) -> dict[str, Any]:
     """Return what was counted so far over all queues, by direction and name; zeros are left out."""
-    told: dict[str, Any] = {"given_up": [refusal for worker in workers for refusal in worker.given_up()]}
-    for direction in ("out", "in"):
-        named = Counter[str]()
-        for worker in workers:
-            packets, outcomes, events = worker.counters(direction)
-            named.update(dict(zip((name for name, *_ in (*OUTCOMES, *EVENTS)), (*outcomes, *events), strict=True)))
-            named["packets"] += packets
-        told[direction] = {name: count for name, count in named.items() if count or name == "packets"}
+    told: dict[str, Any] = {"given_up": sorted(forwarder.given_up())}
+    for direction, counted in forwarder.counters().items():
+        named = counted.outcomes | counted.events
+        told[direction] = {name: count for name, count in named.items() if count} | {"packets": counted.packets}
     return told
 
 
-def run(loops: list[Callable[[], None]], workers: list[Worker], stop: int) -> None:
-    """Run the loops, each in a thread, and answer until the input ends."""
-    threads = [threading.Thread(target=loop) for loop in loops]
-    for thread in threads:
-        thread.start()
-    for _ in sys.stdin:
-        print(json.dumps(counters(workers)), flush=True)
-    os.eventfd_write(stop, 1)
-    for thread in threads:
-        thread.join()
+def ended(loop: str, error: OSError | None) -> None:
+    """A loop ended by itself: so does this program, and the run is told why."""
+    print(f"{loop}: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def main() -> None:
     chosen = parser().parse_args()
-    subnets = list(chosen.overlay.subnets(new_prefix=SUBNET_LENGTH))
+    chosen.mtu = chosen.mtu or LINK_MTU - OVERHEADS[chosen.backend, chosen.family]
+    subnets = list(islice(chosen.overlay.subnets(new_prefix=SUBNET_LENGTH[chosen.family]), 3))
     own, peer = subnets[chosen.number], subnets[3 - chosen.number]
-    workers = table(chosen, own, peer)
+    forwarder = table(chosen, own, peer)
     if chosen.sched_batch:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # the loops' threads inherit it
-    stop = os.eventfd(0, os.EFD_NONBLOCK)
-    loops: list[Callable[[], None]] = []
-    with contextlib.ExitStack() as doors:
-        for worker, tun in zip(workers, doors.enter_context(front_door(chosen, own)), strict=True):
-            udp, path = (doors.enter_context(street_door(chosen, port)) for port in (chosen.port, 0))
-            ways = [worker.both_ways] if chosen.threads == 1 else [worker.tun_to_udp, worker.udp_to_tun]
-            loops += [partial(way, tun, udp.fileno(), path.fileno(), stop) for way in ways]
+    offload = not chosen.no_offload
+    with front_door(chosen, own) as tuns, street_doors(chosen) as doors:
+        queues = [
+            Queue(tun, door.street.fileno(), door.path.fileno(), tuple(one.fileno() for one in door.sources))
+            for tun, door in zip(tuns, doors, strict=True)
+        ]
+        forwarder.start(queues, ended, Doors(vnet=offload, uso=offload, segment=offload, mtu=chosen.mtu))
         places = {"address", "peer", "number", "overlay"}
         print(json.dumps({name: value for name, value in vars(chosen).items() if name not in places}), flush=True)
-        run(loops, workers, stop)
+        for _ in sys.stdin:
+            print(json.dumps(counters(forwarder)), flush=True)
+        forwarder.stop()
 
 
 if __name__ == "__main__":

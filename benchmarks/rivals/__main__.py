@@ -55,7 +55,8 @@ def chosen_rows(chosen: argparse.Namespace) -> tuple[Row, ...]:
         there = {row.mode for row in rows if row.load == load}
         rows += [Row(mode, load, everyone) for mode in modes or ([] if there else ["all"]) if mode not in there]
     names = tuple(chosen.contenders.split(",")) if chosen.contenders else ()
-    rows = [Row(row.mode, row.load, (*(names or row.contenders), *chosen.settings)) for row in rows]
+    wanted = [Row(row.mode, row.load, (*(names or row.contenders), *chosen.settings)) for row in rows]
+    rows = list(dict.fromkeys(wanted))  # rows that differ in contenders alone may be one by now
     for name in dict.fromkeys(name for row in rows for name in row.contenders):
         contenders.check(name)
     if not rows:

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
 from benchmarks.rivals import bulk
 from benchmarks.rivals.contenders import Contender
 from benchmarks.rivals.sample import Failed, Sample
+from benchmarks.rivals.traffic import FLOWS
 from tests.netns.topology import Node
 
 TRAFFIC = Path(__file__).with_name("traffic.py")
@@ -18,10 +20,27 @@ PORT = 5300
 
 def flood(contender: Contender, seconds: float, size: int) -> Sample:
     """Datagrams of `size` bytes, sent as fast as the socket takes them, counted where they arrive."""
-    told, sent = pair(contender, "sink", "flood", size, seconds)
+    return _counted(pair(contender, "sink", "flood", size, seconds), seconds)
+
+
+def _counted(both: tuple[Sample, Sample], seconds: float) -> Sample:
+    """Return what came of datagrams at full rate, from what receiver and sender tell."""
+    told, sent = both
     pps = told["received"] / told["seconds"]
     sent_pps = sent["sent"] / sent["seconds"]
     return {"pps": pps, "sent_pps": sent_pps, "lost": max(0.0, 1 - pps / sent_pps), "packets": pps * seconds}
+
+
+def fan(contender: Contender, seconds: float, size: int) -> Sample:
+    """The same in so many flows as traffic.py has, one datagram of each in turn, to addresses side by side."""
+    anywhere = f"{ip_network((contender.target, 0), strict=False)[0]}"
+    bits = contender.target.max_prefixlen
+    several = ip_network((contender.target, bits - (FLOWS - 1).bit_length()))
+    contender.cable.two.ip(f"route replace local {several} dev lo")
+    try:
+        return _counted(pair(contender, "sink", "fan", size, seconds, at=anywhere), seconds)
+    finally:
+        contender.cable.two.ip(f"route del local {several} dev lo")
 
 
 def ask(contender: Contender, seconds: float, *, apart: bool = False, size: int = 64) -> Sample:
@@ -47,16 +66,19 @@ def _two_processors() -> list[str]:
 
 
 def pair(
-    contender: Contender, there: str, here: str, size: int, seconds: float, pinned: Sequence[str] = ()
+    contender: Contender, there: str, here: str, size: int, seconds: float, pinned: Sequence[str] = (), *, at: str = ""
 ) -> tuple[Sample, Sample]:
-    """Run the two roles of traffic.py at the two nodes, each on its processor; return what each told."""
-    options = (f"{contender.target}", f"{PORT}", f"{size}")
+    """Run the two roles of traffic.py at the two nodes, each on its processor; return what each told.
+
+    The one there listens `at` an address, the contender's target if none is given.
+    """
+    options = (f"{PORT}", f"{size}")
     cable = contender.cable
     longer = 0.5 if there == "sink" else 0.0
     processes = []
     try:
-        processes.append(role(cable.two, there, *options, f"{seconds}", *pinned[:1]))
-        processes.append(role(cable.one, here, *options, f"{seconds + longer}", *pinned[1:]))
+        processes.append(role(cable.two, there, at or f"{contender.target}", *options, f"{seconds}", *pinned[:1]))
+        processes.append(role(cable.one, here, f"{contender.target}", *options, f"{seconds + longer}", *pinned[1:]))
         told = [json.loads(process.communicate(timeout=seconds + 20)[0]) for process in processes]
     except (ValueError, subprocess.TimeoutExpired) as error:
         raise Failed(f"{there}/{here} through {contender.name}: {error}") from error

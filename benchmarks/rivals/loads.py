@@ -5,6 +5,7 @@ without prefixes but for times in microseconds:
 
   tcp, bulk.py          gbps, retransmits
   udp, datagrams.py     pps, sent_pps, lost (a part of 1)
+  flows, datagrams.py   the same, of 16 flows in turn
   rate, rates.py        the same, at the highest rate that loses less than one in a thousand
   ask, datagrams.py     p50, p99, p999
   start, footprint.py   start (seconds), memory in MiB; no traffic through the contender that stands
@@ -16,7 +17,7 @@ from functools import partial
 from benchmarks.rivals import drops
 from benchmarks.rivals.bulk import tcp
 from benchmarks.rivals.contenders import Contender
-from benchmarks.rivals.datagrams import ask, ask_under_load, flood
+from benchmarks.rivals.datagrams import ask, ask_under_load, fan, flood
 from benchmarks.rivals.places import cpu_seconds
 from benchmarks.rivals.rates import rate
 from benchmarks.rivals.sample import Sample
@@ -29,6 +30,7 @@ LOADS: dict[str, Callable[[Contender, float], Sample]] = {
         for flows in (1, 4, 16)
     },
     **{f"udp-{size}": partial(flood, size=size) for size in SIZES},
+    **{f"flows-{size}": partial(fan, size=size) for size in SIZES},
     **{f"rate-{size}": partial(rate, size=size) for size in SIZES},
     "ask": ask,
     "ask-apart": partial(ask, apart=True),

@@ -1,6 +1,7 @@
 """Two nodes as network namespaces, a veth cable between them, and what its two ends can do.
 
     node 1: eth0 192.0.2.1/24 ════ veth ════ eth0 192.0.2.2/24 :node 2
+                 2001:db8::1/64                   2001:db8::2/64
 """
 
 import os
@@ -30,6 +31,7 @@ class Cable:
         for node in self.nodes:
             node.ip(
                 f"addr add {node.address}/24 dev {INTERFACE}",
+                f"addr add {node.address6}/64 dev {INTERFACE} nodad",
                 f"link set {INTERFACE} up",
                 "route add default dev eth0",
             )

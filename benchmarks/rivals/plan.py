@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 VETH, VXLAN, FLANNEL, WIREGUARD, OURS = "veth", "vxlan", "flannel", "wireguard-go", "flannel_udp"
 BUSY = "flannel_udp:busy-poll=50"
+OURS_VXLAN, FLANNEL_VXLAN = "flannel_udp:backend=vxlan", "flannel:backend=vxlan"
+BUSY_VXLAN = f"{OURS_VXLAN}+busy-poll=50"
 PROGRAMS = (FLANNEL, WIREGUARD, OURS, "daemon")
 START = "start"
 ALL, NO_TUNNEL, NONE = "all", "no-tunnel", "none"
@@ -53,6 +55,22 @@ TARGETS = (
     Target("UDP request-response p50, busy-poll 50", ALL, "ask", "p50", BUSY, VXLAN, 0.8, 0.45, True),
     Target("the same, ends on different processors", ALL, "ask-apart", "p50", BUSY, VXLAN, 0.8, 0.45, True),
     Target("CPU per Gb, TCP 1 flow", ALL, "tcp-1", "cpu_per_gb", OURS, FLANNEL, 1 / 7, 1 / 15, True),
+    # The vxlan backend wears 22 bytes more: it may cost a tenth of what udp does, and must hold what udp has to.
+    *(
+        Target(f"backend vxlan: {load}, {mode}", mode, load, value, OURS_VXLAN, OURS, floor, aim, smaller)
+        for load, value, floor, aim, smaller in (
+            ("tcp-1", "gbps", 0.9, 1.0, False),
+            ("udp-64", "pps", 0.9, 1.0, False),
+            ("udp-1400", "pps", 0.9, 1.0, False),
+            ("ask", "p50", 1 / 0.9, 1.0, True),
+        )
+        for mode in (ALL, NO_TUNNEL, NONE)
+    ),
+    Target("backend vxlan: tcp-1, all", ALL, "tcp-1", "gbps", OURS_VXLAN, VXLAN, 0.7, 0.85),
+    Target("backend vxlan: tcp-1, none", NONE, "tcp-1", "gbps", OURS_VXLAN, VXLAN, 0.8, 1.0),
+    Target("backend vxlan: udp-64, all", ALL, "udp-64", "pps", OURS_VXLAN, VXLAN, 1.8, 3),
+    Target("backend vxlan: udp-1400, all", ALL, "udp-1400", "pps", OURS_VXLAN, VXLAN, 1.0, 1.5),
+    Target("backend vxlan: ask, busy-poll 50", ALL, "ask", "p50", BUSY_VXLAN, VXLAN, 0.8, 0.45, True),
 )
 
 HEADLINE = (VETH, VXLAN, FLANNEL, OURS)
@@ -66,20 +84,34 @@ QUICK = (
 )
 EVERY = (VETH, VXLAN, FLANNEL, WIREGUARD, OURS)
 TUNNELS = (VXLAN, FLANNEL, WIREGUARD, OURS)
+IPV6 = tuple(f"{name}{'+' if ':' in name else ':'}family=6" for name in (VXLAN, OURS, OURS_VXLAN))
 STANDARD = (
-    *(Row(ALL, load, EVERY) for load in ("tcp-1", "udp-64")),
+    *(Row(ALL, load, (*EVERY, OURS_VXLAN)) for load in ("tcp-1", "udp-64")),
     *(Row(ALL, load, (VXLAN, OURS)) for load in ("tcp-4", "tcp-1-in", "tcp-1-both", "udp-512", "rate-512")),
     *(Row(ALL, load, (VXLAN, FLANNEL, OURS)) for load in ("tcp-16", "udp-1400")),
     *(Row(ALL, load, TUNNELS) for load in ("rate-64", "rate-1400", "ask-loaded")),
     Row(ALL, "ask", (*TUNNELS, BUSY)),
     Row(ALL, "ask-apart", (VXLAN, FLANNEL, OURS, BUSY)),
     Row(ALL, START, PROGRAMS),
-    *(Row(mode, load, (VXLAN, OURS)) for mode in (NO_TUNNEL, NONE) for load in ("tcp-1", "udp-64")),
+    *(Row(mode, load, (VXLAN, OURS, OURS_VXLAN)) for mode in (NO_TUNNEL, NONE) for load in ("tcp-1", "udp-64")),
+    *(Row(ALL, load, IPV6) for load in ("tcp-1", "udp-64")),
+)
+POOLS = tuple(f"{OURS_VXLAN}+source-ports={ports}" for ports in (4, 16))
+BACKENDS = (
+    *(Row(ALL, load, (VXLAN, FLANNEL_VXLAN, OURS, OURS_VXLAN)) for load in ("tcp-1", "udp-64", "udp-1400")),
+    Row(ALL, "ask", (VXLAN, FLANNEL_VXLAN, OURS, OURS_VXLAN, BUSY_VXLAN)),
+    *(
+        Row(mode, load, (VXLAN, OURS, OURS_VXLAN))
+        for mode in (NO_TUNNEL, NONE)
+        for load in ("tcp-1", "udp-64", "udp-1400", "ask")
+    ),
+    *(Row(ALL, load, (VXLAN, OURS, OURS_VXLAN, *POOLS)) for load in ("tcp-16", "flows-64", "flows-1400")),
+    *(Row(ALL, load, IPV6) for load in ("tcp-1", "udp-64", "ask")),
 )
 FULL = (
     Row(ALL, START, PROGRAMS),
     *(
-        Row(mode, load, (*EVERY, BUSY, "flannel_udp:threads=1", "flannel_udp:threads=2"))
+        Row(mode, load, (*EVERY, BUSY, "flannel_udp:threads=1", "flannel_udp:threads=2", OURS_VXLAN, FLANNEL_VXLAN))
         for mode in (ALL, NO_TUNNEL, NONE)
         for load in (
             *(f"tcp-{flows}{way}" for flows in (1, 4, 16) for way in ("", "-in", "-both")),
@@ -87,10 +119,13 @@ FULL = (
             *("ask", "ask-apart", "ask-loaded"),
         )
     ),
+    *(Row(mode, load, IPV6) for mode in (ALL, NO_TUNNEL, NONE) for load in ("tcp-1", "tcp-16", "udp-64", "ask")),
+    *(Row(mode, f"flows-{size}", (VXLAN, OURS, OURS_VXLAN, *POOLS)) for mode in (ALL, NONE) for size in (64, 1400)),
 )
 # Rows, rounds, seconds of one measurement.
 SIZES: dict[str, tuple[tuple[Row, ...], int, float]] = {
     "quick": (QUICK, 5, 2), "standard": (STANDARD, 5, 5), "full": (FULL, 10, 10),
+    "backends": (BACKENDS, 10, 2),
 }  # fmt: skip
 
 
@@ -108,7 +143,7 @@ def schedule(rows: tuple[Row, ...], rounds: int) -> Iterator[tuple[Row, int, lis
 
 # Seconds beside those of the measurement itself, as measured on two cores: starts and ends of programs, questions to
 # the contenders, the steps of a search. A start sets nodes and a registry up, then sends for as long.
-BESIDE = {"tcp": 0.2, "udp": 1.0, "rate": 1.5, "ask": 0.3, "ask-loaded": 1.2, "start": 2.0}
+BESIDE = {"tcp": 0.2, "udp": 1.0, "flows": 1.0, "rate": 1.5, "ask": 0.3, "ask-loaded": 1.2, "start": 2.0}
 # Seconds to set one contender up, the slowest with its registry.
 UPRIGHT = 2.0
 

@@ -46,8 +46,8 @@ def run(record: dict[str, Any], rows: tuple[Row, ...]) -> None:
 
 def described(name: str, standing: Standing) -> dict[str, Any]:
     """Return what a contender is and what it was granted, as far as it still tells."""
-    kind = KINDS[name.partition(":")[0]]
-    told: dict[str, Any] = {"version": kind.version, "encrypts": kind.encrypts, "mtu": kind.mtu}
+    one = standing.up.get(name) or KINDS[name.partition(":")[0]]
+    told: dict[str, Any] = {"version": one.version, "encrypts": one.encrypts, "mtu": one.mtu}
     if name in standing.up:
         try:
             told |= machine.contender(standing.up[name])

@@ -2,6 +2,7 @@
 
     traffic.py sink ADDRESS PORT SIZE SECONDS     count datagrams that arrive; prints {"received", "seconds"}
     traffic.py flood ADDRESS PORT SIZE SECONDS    send as fast as the socket takes them; prints {"sent", "seconds"}
+    traffic.py fan ADDRESS PORT SIZE SECONDS      the same to FLOWS addresses from ADDRESS on, one to each in turn
     traffic.py echo ADDRESS PORT SIZE SECONDS     answer each datagram
     traffic.py ask ADDRESS PORT SIZE SECONDS      send one, wait for its answer, and so on; prints times in microseconds
     traffic.py tally ADDRESS PORT SIZE SECONDS    count all datagrams, at most for SECONDS; for each line on its
@@ -15,6 +16,7 @@ each a datagram of its own for the kernel from there on.
 """
 
 import ctypes
+import ipaddress
 import json
 import os
 import socket
@@ -23,8 +25,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 BATCH = 64
+FLOWS = 16  # divides BATCH
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 MSG_WAITFORONE = 0x1_0000
 RECEIVE_BUFFER = 4 << 20
@@ -50,7 +54,7 @@ class _Message(ctypes.Structure):
     )  # fmt: skip
 
 
-def messages(size: int) -> tuple[object, object]:
+def messages(size: int) -> tuple[Any, object]:
     """Return BATCH messages of `size` bytes, and what must live as long as they do."""
     data = ctypes.create_string_buffer(BATCH * 65536)
     iovecs = (_Iovec * BATCH)()
@@ -61,12 +65,17 @@ def messages(size: int) -> tuple[object, object]:
     return made, (data, iovecs)
 
 
+def opened(place: tuple[str, int]) -> socket.socket:
+    """Open a socket of the family of an address."""
+    return socket.socket(socket.AF_INET6 if ":" in place[0] else socket.AF_INET, socket.SOCK_DGRAM)
+
+
 def ready() -> None:
     print("ready", flush=True)
 
 
 def sink(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+    with opened(place) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         receiver.settimeout(5 + seconds)
         receiver.bind(place)
@@ -95,22 +104,46 @@ def count(fd: int, made: object, start: float, seconds: float, kept: object) -> 
 
 
 def flood(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    with opened(place) as sender:
         sender.connect(place)
         made, kept = messages(size)
-        ready()
-        send, fd, sent = _libc.sendmmsg, sender.fileno(), 0
-        start = now = time.monotonic()
-        while now < start + seconds:
-            sent += max(0, send(fd, made, BATCH, 0))  # a full queue or an ICMP error: the next call tries again
-            now = time.monotonic()
-        del kept
-        return {"sent": sent, "seconds": now - start}
+        return send_all(sender.fileno(), made, seconds, kept)
+
+
+def fan(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
+    with opened(place) as sender:
+        made, kept = messages(size)
+        names = [ctypes.create_string_buffer(name) for name in addresses(place)]
+        for i in range(BATCH):
+            name = names[i % FLOWS]
+            made[i].name, made[i].name_length = ctypes.addressof(name), len(name.raw) - 1
+        return send_all(sender.fileno(), made, seconds, (kept, names))
+
+
+def addresses(place: tuple[str, int]) -> list[bytes]:
+    """Return FLOWS addresses from a place on, as struct sockaddr_in or sockaddr_in6."""
+    first, port = ipaddress.ip_address(place[0]), place[1]
+    packed = [(first + i).packed for i in range(FLOWS)]
+    if first.version == 4:
+        return [struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", port, one) for one in packed]
+    return [struct.pack("=H", socket.AF_INET6) + struct.pack("!HI16sI", port, 0, one, 0) for one in packed]
+
+
+def send_all(fd: int, made: object, seconds: float, kept: object) -> dict[str, float]:
+    """Send these messages over and over."""
+    ready()
+    send, sent = _libc.sendmmsg, 0
+    start = now = time.monotonic()
+    while now < start + seconds:
+        sent += max(0, send(fd, made, BATCH, 0))  # a full queue or an ICMP error: the next call tries again
+        now = time.monotonic()
+    del kept  # alive in the caller's frame
+    return {"sent": sent, "seconds": now - start}
 
 
 def tally(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
     del size
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+    with opened(place) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         receiver.bind(place)
         total = [0]
@@ -131,7 +164,7 @@ def count_all(fd: int, total: list[int], seconds: float) -> None:
 
 def pace(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
     del seconds
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    with opened(place) as sender:
         sender.connect(place)
         made, _kept = messages(size)
         ready()
@@ -156,7 +189,7 @@ def offer(fd: int, made: object, rate: float, seconds: float) -> dict[str, float
 
 
 def echo(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as answering:
+    with opened(place) as answering:
         answering.bind(place)
         answering.settimeout(seconds + 2)
         ready()
@@ -175,7 +208,7 @@ def echo(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
 
 
 def ask(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    with opened(place) as asking:
         asking.connect(place)
         asking.settimeout(1)
         ready()
@@ -198,7 +231,7 @@ def ask(place: tuple[str, int], size: int, seconds: float) -> dict[str, float]:
 
 PARTS = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 ROLES: dict[str, Callable[[tuple[str, int], int, float], dict[str, float]]] = {
-    "sink": sink, "flood": flood, "echo": echo, "ask": ask, "tally": tally, "pace": pace,
+    "sink": sink, "flood": flood, "fan": fan, "echo": echo, "ask": ask, "tally": tally, "pace": pace,
 }  # fmt: skip
 
 

@@ -2,17 +2,17 @@
 
 base.py       what a contender is; bare veth
 kernel.py     the kernel's VXLAN device
-flannel.py    flannel's own udp backend
+flannel.py    flannel itself, by its udp or its vxlan backend
 wireguard.py  wireguard-go, which encrypts
 ours.py       flannel_udp: its data plane alone, and the whole daemon
 
-A name may carry settings: `flannel_udp:threads=1+busy-poll=50`. Whoever adds a contender enters its class in KINDS.
+A name may carry settings: `flannel_udp:backend=vxlan+busy-poll=50`. Whoever adds a contender enters its class in KINDS.
 """
 
 import time
 from dataclasses import dataclass, field
 
-from benchmarks.rivals.contenders.base import Contender
+from benchmarks.rivals.contenders.base import Contender, Veth
 from benchmarks.rivals.contenders.flannel import Flannel
 from benchmarks.rivals.contenders.kernel import KernelVxlan
 from benchmarks.rivals.contenders.ours import Daemon, Ours
@@ -23,7 +23,7 @@ from benchmarks.rivals.sample import Failed, wait_until
 __all__ = ["KINDS", "Contender", "Standing", "check", "make"]
 
 KINDS: dict[str, type[Contender]] = {
-    "veth": Contender, "vxlan": KernelVxlan, "flannel": Flannel, "wireguard-go": Wireguard, "flannel_udp": Ours,
+    "veth": Veth, "vxlan": KernelVxlan, "flannel": Flannel, "wireguard-go": Wireguard, "flannel_udp": Ours,
     "daemon": Daemon,
 }  # fmt: skip
 

@@ -1,20 +1,24 @@
-"""What a contender is. Bare veth needs nothing, and so is the base of the others."""
+"""What a contender is; and bare veth, which is the least that one can be."""
 
 import subprocess
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from benchmarks.rivals.places import Cable
 from benchmarks.rivals.sample import Failed
 from tests.netns.topology import Node
 
 ROOT = Path(__file__).parent.parent.parent.parent
+BACKEND, FAMILY = {"backend": ("udp", "vxlan")}, {"family": ("4", "6")}
 
 
 class Contender:
     """A way from node 1 to `target`, an address of node 2; `place` tells apart those that stand side by side."""
 
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The settings that its name may carry, each with its values, of which the first is what it does without."""
     encrypts = False
     version = "the kernel's"
     mtu = 1500
@@ -24,17 +28,36 @@ class Contender:
         self.cable = cable
         self.place = place
         self.settings = name.partition(":")[2]
-        self.overlay = IPv4Network(f"10.{50 + place}.0.0/16")
-        self.subnets = list(self.overlay.subnets(new_prefix=24))
-        self.target: IPv4Address = cable.two.address
+        self.family = self.chosen("family", "4")
+        self.overlay: IPv4Network | IPv6Network
+        self.subnets: list[IPv4Network] | list[IPv6Network]
+        if self.family == "4":
+            self.overlay = IPv4Network(f"10.{50 + place}.0.0/16")
+            self.subnets = list(self.overlay.subnets(new_prefix=24))
+        else:
+            self.overlay = IPv6Network(f"fd00:{50 + place}::/56")
+            self.subnets = list(self.overlay.subnets(new_prefix=64))
+        self.target: IPv4Address | IPv6Address = self.underlay(cable.two)
         self.seconds_to_packet = 0.0
         self.processes: list[subprocess.Popen[str]] = []
 
     @classmethod
     def check(cls, settings: str) -> None:
         """Raise ValueError unless the settings of a name are right."""
-        if settings:
-            raise ValueError(f"contender setting {settings!r}: this one has none")
+        for setting in filter(None, settings.split("+")):
+            name, _, value = setting.partition("=")
+            if value not in cls.choices.get(name, ()):
+                known = ", ".join(f"{name}={'|'.join(values)}" for name, values in cls.choices.items())
+                raise ValueError(f"contender setting {setting!r}: this one has {known or 'none'}")
+
+    def chosen(self, name: str, otherwise: str) -> str:
+        """Return the value of a setting."""
+        told = dict(setting.partition("=")[::2] for setting in self.settings.split("+"))
+        return told.get(name, otherwise)
+
+    def underlay(self, node: Node) -> IPv4Address | IPv6Address:
+        """Return a node's address on the link, of the family that is measured."""
+        return node.address if self.family == "4" else node.address6
 
     def prepare(self) -> None:
         """Do what must stand before its start and is not its own: a build, a registry."""
@@ -66,6 +89,12 @@ class Contender:
             )  # fmt: skip
         self.processes.append(process)
         return process
+
+
+class Veth(Contender):
+    """The link itself."""
+
+    choices = FAMILY
 
 
 def ask(process: subprocess.Popen[str], question: str = "") -> str:

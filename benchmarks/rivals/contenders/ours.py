@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from benchmarks.rivals.sample import Failed, wait_until
 from tests.netns.topology import Node
 
 
-def _flags(settings: str) -> list[str]:
-    return [f"--{setting}" for setting in settings.split("+") if setting]
+def _flags(settings: str, *left_out: str) -> list[str]:
+    """Return settings as options, but for those of some names."""
+    return [f"--{setting}" for setting in settings.split("+") if setting and setting.partition("=")[0] not in left_out]
 
 
 class Ours(Contender):
-    """The data plane with the udp backend's record; settings are options of benchmarks/path/node.py."""
+    """The data plane with a backend's record, udp's if none is named; settings are options of path/node.py."""
 
     version = "this one"
     mtu = 1472
@@ -39,12 +40,13 @@ class Ours(Contender):
         pairs = zip(self.cable.nodes, reversed(self.cable.nodes), strict=True)
         for process in [self._node(node, other) for node, other in pairs]:
             self._told: dict[str, Any] = json.loads(ask(process))
+        self.mtu = self._told["mtu"]
         self.target = self.subnets[2][0]
 
     def _node(self, node: Node, other: Node) -> subprocess.Popen[str]:
         return self.program(
-            node, sys.executable, "-m", "benchmarks.path.node", "--address", f"{node.address}",
-            "--peer", f"{other.address}", "--number", f"{node.number}", "--overlay", f"{self.overlay}",
+            node, sys.executable, "-m", "benchmarks.path.node", "--address", f"{self.underlay(node)}",
+            "--peer", f"{self.underlay(other)}", "--number", f"{node.number}", "--overlay", f"{self.overlay}",
             "--port", f"{8290 + self.place}", *_flags(self.settings),
         )  # fmt: skip
 
@@ -53,7 +55,7 @@ class Ours(Contender):
         if told.pop("no_offload"):
             return told | {"TUN offloads, UDP_SEGMENT, UDP_GRO": "off"}
         # A refusal would have ended node.py at its start.
-        given_up = {name for counted in self.counters().values() for name, _ in counted["given_up"]}
+        given_up = {name for counted in self.counters().values() for name in counted["given_up"]}
         return told | {"TUN offloads, UDP_SEGMENT, UDP_GRO": "granted", "given up since": sorted(given_up) or "nothing"}
 
     def counters(self) -> dict[str, Any]:
@@ -67,18 +69,22 @@ class Ours(Contender):
 
 
 class Daemon(Contender):
-    """`flannel-udp run` as an operator starts it, on a registry in a file; its device cannot stand beside flannel's."""
+    """`flannel-udp run` as an operator starts it, on a registry in a file; its device cannot stand beside flannel's.
+
+    Settings are flags of `flannel-udp run`, which are its own to check, and `backend` and `family`, which the network's
+    configuration tells it.
+    """
 
     version = "this one"
     mtu = 1472
 
     @classmethod
     def check(cls, settings: str) -> None:
-        del settings  # flags of `flannel-udp run`, which are its own to check
+        del settings
 
     def prepare(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        config = {"Network": f"{self.overlay}", "Backend": {"Type": "udp", "Port": 8290 + self.place}}
+        config = self._config()
         self._registry = f"--registry=sqlite://{self._folder.name}/registry.db"
         self._command = str(Path(sys.executable).with_name("flannel-udp"))
         setting = [self._command, "config", "set", self._registry, json.dumps(config)]
@@ -86,19 +92,27 @@ class Daemon(Contender):
         if done.returncode:
             raise Failed(done.stderr)
 
+    def _config(self) -> dict[str, Any]:
+        backend = {"Type": self.chosen("backend", "udp"), "Port": 8290 + self.place}
+        if self.family == "4":
+            return {"Network": f"{self.overlay}", "Backend": backend}
+        return {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": f"{self.overlay}", "Backend": backend}
+
     def start(self) -> None:
         folder = Path(self._folder.name)
         for node in self.cable.nodes:
             place = folder / f"{node.number}"
             with (folder / f"{node.number}.log").open("w") as log:
-                self.program(node, self._command, "run", self._registry, "--iface", f"{node.address}",
+                self.program(node, self._command, "run", self._registry, "--iface", f"{self.underlay(node)}",
                              "--state-dir", f"{place}/state", "--run-dir", f"{place}/run",
-                             "--subnet-file", f"{place}/subnet.env", *_flags(self.settings), errors=log)  # fmt: skip
+                             "--subnet-file", f"{place}/subnet.env", *_flags(self.settings, "backend", "family"),
+                             errors=log)  # fmt: skip
         for node in self.cable.nodes:
             wait_until((folder / f"{node.number}/subnet.env").exists, f"the daemon is ready on {node.name}", 0.005)
-        lines = (folder / "2/subnet.env").read_text().splitlines()
-        subnet = next(line for line in lines if line.startswith("FLANNEL_SUBNET="))
-        self.target = IPv4Network(subnet.partition("=")[2], strict=False)[0]
+        told = dict(line.partition("=")[::2] for line in (folder / "2/subnet.env").read_text().splitlines())
+        self.mtu = int(told["FLANNEL_MTU"])
+        subnet = told["FLANNEL_SUBNET" if self.family == "4" else "FLANNEL_IPV6_SUBNET"]
+        self.target = ip_network(subnet, strict=False)[0]
 
     def close(self) -> None:
         for process in self.processes:
