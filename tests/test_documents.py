@@ -33,10 +33,11 @@ from flannel_udp.errors import FlannelUdpError
 from .conftest import require_commands, require_tun
 
 ROOT = Path(__file__).parent.parent
-README, TUTORIAL, PLAN, GUIDE = (
-    ROOT / name for name in ("README.md", "docs/tutorial.md", "src/README.md", "docs/operations.md"))
+README, TUTORIAL, PLAN, GUIDE, COMPATIBILITY = (
+    ROOT / name for name in ("README.md", "docs/tutorial.md", "src/README.md", "docs/operations.md",
+                             "docs/compatibility.md"))
 DOCUMENTS = pytest.mark.parametrize(
-    "document", [README, TUTORIAL, PLAN, GUIDE], ids=lambda path: str(path.relative_to(ROOT)))
+    "document", [README, TUTORIAL, PLAN, GUIDE, COMPATIBILITY], ids=lambda path: str(path.relative_to(ROOT)))
 STAGE = ("make", "git ", ". .venv/bin/activate", "flannel-udp lab demo")  # the demo has a test of its own
 LOSS = "100% packet loss"
 DEADLINE = 100.0
@@ -234,11 +235,20 @@ def test_every_make_target_exists() -> None:
     assert {"demo", "test"} <= told <= targets
 
 
+def headings(document: Path) -> set[str]:
+    """The headings of a document as links name them: lower case, hyphens for spaces, no other marks."""
+    found = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in found}
+
+
 @DOCUMENTS
 def test_every_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
-        if not target.startswith(("https://", "#")):
-            assert (document.parent / target).exists(), target
+        file, _, heading = target.partition("#")
+        if not target.startswith("https://"):
+            there = document.parent / file if file else document
+            assert there.exists(), target
+            assert not heading or heading in headings(there), target
     for path in re.findall(r"`((?:src|docs|flannel_udp|tests|benchmarks)/[\w./-]*)`", document.read_text()):
         assert (ROOT / path).exists(), path
 
