@@ -116,15 +116,17 @@ class DataPath:
         self.tunnel = tunnel
         if self.tun is None:
             return  # mend() opens by what is said now
+        fresh: list[UnderlaySockets] = []
         if reopen:
             first = tunnel.open_sockets()
             fresh = [first, *open_beside(first, len(self.tun.queues) - 1)]
+        if reopen or self.tun.mtu != tunnel.mtu:  # the loops are told both when they start
             self.forwarder.stop()
-            for sockets in self._sockets:
+            for sockets in self._sockets if reopen else ():
                 sockets.close()
-            self._sockets = fresh
+            self._sockets = fresh or self._sockets
+            self.tun.mtu = tunnel.mtu
             self._run()
-        self.tun.mtu = tunnel.mtu
         self.assure()
 
     def tell_own(self, *, afresh: bool = True) -> None:

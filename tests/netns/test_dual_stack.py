@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flannel_udp.lease import parse_subnet_key
 from flannel_udp.registry import open_registry
 from flannel_udp.subnet_env import SubnetEnv, read_subnet_env
 
@@ -257,6 +258,9 @@ def test_a_node_of_flannels_keeps_to_ipv4_and_leaves_the_rest_alone(topology: Ma
                    "ours reach flannel's node")
         assert flannel.node.ping(daemon.subnet()[0]).returncode == 0
     assert one.node.ping(two.ipv6_subnet().network_address).returncode == 0
+    theirs, = parse_subnet_key(one.status()["skipped_peers"][0]["lease"])[1:]
+    assert theirs
+    assert re.search(f"From {one.ipv6_subnet()[0]} .*No route", one.node.ping(theirs[0], "-W", "1").stdout)
 
 
 def test_hosts_where_new_devices_have_no_ipv6(topology: MakeTopology, tmp_path: Path, registry: str) -> None:
