@@ -1,4 +1,4 @@
-"""Daemons of the udp backend that carry IPv6, beside IPv4 and alone: over a file and over a real etcd."""
+"""Daemons that carry IPv6, beside IPv4 and alone: over a file and over a real etcd. Where not said, by udp."""
 
 import json
 import re
@@ -24,8 +24,8 @@ from .topology import UNDERLAY6, Node, Pod, Topology
 from .transfer import transfer
 
 MakeTopology = Callable[..., Topology]
-DUAL = '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}'
-SIX = '{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}'
+DUAL = '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "udp"}}'
+SIX = '{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "udp"}}'
 SIZE = 16 << 20
 OTHER6 = UNDERLAY6[0x77]
 
@@ -61,11 +61,12 @@ def dual(topology: Topology, root: Path, registry: str, *options: str) -> list[D
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> str:
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """That of a dual-stack network, of the backend that the test names."""
     require_tun()
     url = f"sqlite://{tmp_path}/registry.db"
     with closing(open_registry(url)) as opened:
-        opened.write_config(DUAL)
+        opened.write_config(DUAL.replace("udp", getattr(request, "param", "udp")))
     return url
 
 
@@ -141,8 +142,9 @@ def test_pods_are_masqueraded_in_both_families(topology: MakeTopology, tmp_path:
     assert source_of(one.node, six(two)[0], six(two)[1], bind=one.node.address6) == one.ipv6_subnet().network_address
 
 
-@pytest.mark.parametrize("dad", [0, 1], ids=["usable at once", "probed for duplicates"])
+@pytest.mark.parametrize(("dad", "registry"), [(0, "udp"), (1, "udp"), (1, "vxlan")], indirect=["registry"])
 def test_another_ipv6_address_of_the_interface(pair: list[Daemon], dad: int) -> None:
+    """Usable at once, or only when it was probed for duplicates."""
     one, two = pair
     one.node.run("sysctl", "-qw", f"net.ipv6.conf.eth0.accept_dad={dad}")
     subnets, devices = (one.subnet(), one.ipv6_subnet()), one.status()["devices"]
@@ -210,19 +212,21 @@ def test_dual_stack_over_etcd(topology: MakeTopology, tmp_path: Path) -> None:
         for daemon in (one, two)}
 
 
-def test_hosts_that_have_ipv6_alone_over_etcd(topology: MakeTopology, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["udp", "vxlan"])
+def test_hosts_that_have_ipv6_alone_over_etcd(topology: MakeTopology, tmp_path: Path, backend: str) -> None:
     """Each takes a lease of its own, which flannel's nodes cannot, and the same again after a restart."""
     require_tun()
     nodes = topology(2).nodes
     for node in nodes:
         node.ip(f"addr del {node.address}/24 dev eth0")
     place = "--etcd-endpoints", start_etcd(nodes[0], tmp_path, nodes[0].address6)
-    wait_until(lambda: command(nodes[0], "config", "set", *place, SIX), "etcd takes the configuration")
+    config = SIX.replace("udp", backend)
+    wait_until(lambda: command(nodes[0], "config", "set", *place, config), "etcd takes the configuration")
     one, two = started(nodes, tmp_path, "", *place)
     subnets = [daemon.ipv6_subnet() for daemon in (one, two)]
     assert subnets[0] != subnets[1]
     for daemon in (one, two):
-        daemon.node.add_pod(daemon.ipv6_subnet(), 1452)
+        daemon.node.add_pod(daemon.ipv6_subnet(), 1430)
     known([one, two], 1)
     here, there = (daemon.node.pods[0] for daemon in (one, two))
     assert here.ping(there.address).returncode == 0
