@@ -64,6 +64,8 @@ class Doors:
     """The socket takes messages that are to be cut into datagrams."""
     mtu: int = 0
     """Of the TUN; 0 where it is not known."""
+    tap: bool = False
+    """The device is a TAP, which gives and takes Ethernet frames."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ class Forwarder:
         while len(self._workers) < len(queues):
             self._workers.append(self._make_worker())
         for worker in self._workers:
-            worker.use(vnet=doors.vnet, uso=doors.uso, segment=doors.segment, mtu=doors.mtu,
+            worker.use(vnet=doors.vnet, uso=doors.uso, segment=doors.segment, mtu=doors.mtu, tap=doors.tap,
                        busy_poll=self._loops.busy_poll * 1000)
         running = self._running = _Running(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), len(queues))
 

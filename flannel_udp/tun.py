@@ -1,4 +1,4 @@
-"""The TUN device: open it, give it its address, MTU and the network's route, and say what on this host is in its way.
+"""The TUN or TAP device: open it, give it address, MTU and the network's route, and say what on this host hinders it.
 
 The device lives as long as its descriptor is open: closing it takes address and route away too. Offloads are asked for
 by trying, the most first: only so is it told what this kernel has, whatever its version says. Several queues are opened
@@ -8,6 +8,7 @@ only where the kernel can be kept from moving flows between them (steering.py).
 import contextlib
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fcntl import ioctl
@@ -23,6 +24,8 @@ from flannel_udp.offload import TUN_OFFLOADS, Granted, Refusal
 DEVICE = Path("/dev/net/tun")
 SYSCTL = Path("/proc/sys/net")
 FLAGS: int = pytun.IFF_TUN | pytun.IFF_NO_PI
+TAP_FLAGS: int = pytun.IFF_TAP | pytun.IFF_NO_PI
+SIOCSIFHWADDR, ARPHRD_ETHER = 0x8924, 1  # linux/sockios.h, linux/if_arp.h
 IPV4_DEVCONF_ACCEPT_LOCAL = 23  # linux/ip.h
 STRICT = 1  # rp_filter, RFC 3704
 TUNSETOFFLOAD = 0x400454D0  # linux/if_tun.h, and these: TUN_F_*
@@ -64,6 +67,8 @@ class Tun:
     """So many queues were asked for."""
     unsteered: str = ""
     """Why there is one queue instead, and what to do; empty where there are as many as asked for."""
+    tap: bool = False
+    """It gives and takes Ethernet frames."""
 
     @property
     def vnet(self) -> bool:
@@ -110,19 +115,25 @@ class Tun:
 
 
 def open_tun(pattern: str, mtu: int, address: Interface, network: Network, links: TunLinks, *,
-             offload: bool = True, queues: int = 1, steer: Callable[[int], None] | None = None) -> Tun:
+             offload: bool = True, queues: int = 1, steer: Callable[[int], None] | None = None,
+             tap_mac: bytes | None = None) -> Tun:
     """Make a TUN device named after the pattern ("flannel%d": the first free number) that leads to the network.
 
     The address is the lease's network address, alone (/32, /128), so that the kernel adds no route of its own. Several
-    `queues` are opened if steer(descriptor) can make the device keep each flow on its queue, or raises TunError.
+    `queues` are opened if steer(descriptor) can make the device keep each flow on its queue, or raises TunError. With
+    `tap_mac` it is a TAP that has this MAC address.
     """
-    opened, granted, unsteered = _open_queues(pattern, queues, steer, offload=offload)
+    flags = FLAGS if tap_mac is None else TAP_FLAGS
+    opened, granted, unsteered = _open_queues(pattern, queues, steer, flags, offload=offload)
     try:
+        if tap_mac is not None:
+            _set_mac(opened[0], tap_mac)
         name = opened[0].name
         link = links.link(name)
         if link is None:
             raise TunError(f"the TUN device {name} was deleted as soon as it was made")
-        tun = Tun(link.name, link.index, mtu, address, network, opened, granted, asked=queues, unsteered=unsteered)
+        tun = Tun(link.name, link.index, mtu, address, network, opened, granted, asked=queues, unsteered=unsteered,
+                  tap=tap_mac is not None)
         tun.warnings += _quieten(tun, links)
         links.set_link(tun.index, queue_length=QUEUE_LENGTH)
         tun.assure(links)
@@ -155,24 +166,34 @@ def host_warnings(name: str, version: int) -> list[str]:
     return found
 
 
-def _open_queues(pattern: str, count: int, steer: Callable[[int], None] | None, *,
+def _set_mac(queue: Any, mac: bytes) -> None:  # noqa: ANN401 - pytun has no types
+    """Give the device a MAC address."""
+    try:
+        ioctl(queue.fileno(), SIOCSIFHWADDR, struct.pack("16sH6s8x", queue.name.encode(), ARPHRD_ETHER, mac))
+    except OSError as error:
+        raise TunError(f"cannot give {queue.name} the MAC address {mac.hex(':')}: {error.strerror}") from error
+
+
+def _open_queues(pattern: str, count: int, steer: Callable[[int], None] | None, flags: int, *,
                  offload: bool) -> tuple[list[Any], Granted, str]:
     """As many queues as asked for if they can be steered, else one and why."""
     unsteered = ""
-    if count > 1:
+    if count > 1 and flags & pytun.IFF_TAP:
+        unsteered = f"one queue instead of {count}: flows of a TAP device are not steered; use a TUN"
+    elif count > 1:
         assert steer is not None, "several queues need steering"
         try:
-            return *_open_steered(pattern, count, steer, offload=offload), ""
+            return *_open_steered(pattern, count, steer, flags, offload=offload), ""
         except TunError as error:
             unsteered = f"one queue instead of {count}, or the kernel would reorder flows: {error}"
-    queue, granted = _open_first(pattern, FLAGS, offload=offload)
+    queue, granted = _open_first(pattern, flags, offload=offload)
     return [queue], granted, unsteered
 
 
-def _open_steered(pattern: str, count: int, steer: Callable[[int], None], *,
+def _open_steered(pattern: str, count: int, steer: Callable[[int], None], flags: int, *,
                   offload: bool) -> tuple[list[Any], Granted]:
     """All queues of a device that is steered before any packet passes; if that fails, none."""
-    flags = FLAGS | pytun.IFF_MULTI_QUEUE
+    flags |= pytun.IFF_MULTI_QUEUE
     first, granted = _open_first(pattern, flags, offload=offload)
     queues = [first]
     try:
@@ -266,6 +287,9 @@ def _quieten(tun: Tun, links: TunLinks) -> Iterator[str]:
         _enable_ipv6(tun.name)
         # No link-local address, and thus no router solicitations.
         wanted = {"addr_gen_mode": 1, "accept_ra": 0}
+    if tun.tap and tun.network.version == 6:
+        # Of forwarded packets the kernel asks for neighbours by its link-local address alone, and nobody else has it.
+        wanted = {"accept_dad": 0, "accept_ra": 0}
     refused = {}
     for key, value in wanted.items():
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6 makes no IPv6 noise

@@ -8,6 +8,7 @@
 # means. The source MAC tells nothing, since nobody learns from it, except that it must not be ours: then the frame
 # went in a circle, or the sender lies.
 
+from libc.stdint cimport uint8_t
 from libc.string cimport memcmp
 
 from counters cimport BAD_FLAGS, FORWARD, OTHER_ETHERTYPE, OTHER_MAC, OTHER_VNI, OWN_MAC, Outcome
@@ -18,6 +19,11 @@ from wire.vxlan cimport VXLAN_HEADER, VXLAN_RESERVED, VxlanHeader
 cdef packed struct Coat:
     VxlanHeader vxlan
     EthernetHeader ethernet
+
+
+cdef inline const uint8_t *coat_mac(const uint8_t *coat) noexcept nogil:
+    """Return the destination MAC in a coat: the one of the peer that it is for."""
+    return coat + VXLAN_HEADER
 
 
 cdef inline Outcome coat_check(const Coat *coat, const Coat *expected) noexcept nogil:

@@ -22,6 +22,8 @@ cdef enum Outcome:
     OTHER_MAC
     OWN_MAC
     OTHER_ETHERTYPE
+    NEIGHBOUR_TOLD
+    NEIGHBOUR_UNKNOWN
     # where it wants to go
     NO_ROUTE
     OWN_SUBNET

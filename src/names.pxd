@@ -3,11 +3,12 @@
 # Not a room of the loops: it makes Python objects.
 
 from counters cimport (EVENTS, OUTCOMES, BAD_FLAGS, BAD_HEADER, BAD_OFFLOAD, BATCHES, BYTES, CE_LOST, DELIVERED,
-                       FRAMES, ICMP_LIMITED, ICMP_NOT_ALLOWED, ICMP_SENT, MESSAGES, NOT_IP, NOT_OURS, NO_ROUTE,
-                       OTHER_ETHERTYPE, OTHER_FAMILY, OTHER_MAC, OTHER_VNI, OUTER_FRAGMENTED, OUT_OF_NETWORK, OWN_MAC,
-                       OWN_SOURCE, OWN_SUBNET, RECEIVE_ERRORS, SEND_BUFFER_FULL, SEND_ERROR, SEND_FORBIDDEN,
-                       SEND_WAITS, SENT, SOURCE_MISMATCH, SUPER_PACKETS, TOO_BIG, TRUNCATED, TTL_EXPIRED, TUN_DOWN,
-                       TUN_FULL, TUN_REFUSED, UNDERLAY_UNREACHABLE, UNKNOWN_SENDER, WAKE_UPS)
+                       FRAMES, ICMP_LIMITED, ICMP_NOT_ALLOWED, ICMP_SENT, MESSAGES, NEIGHBOUR_TOLD, NEIGHBOUR_UNKNOWN,
+                       NOT_IP, NOT_OURS, NO_ROUTE, OTHER_ETHERTYPE, OTHER_FAMILY, OTHER_MAC, OTHER_VNI,
+                       OUTER_FRAGMENTED, OUT_OF_NETWORK, OWN_MAC, OWN_SOURCE, OWN_SUBNET, RECEIVE_ERRORS,
+                       SEND_BUFFER_FULL, SEND_ERROR, SEND_FORBIDDEN, SEND_WAITS, SENT, SOURCE_MISMATCH, SUPER_PACKETS,
+                       TOO_BIG, TRUNCATED, TTL_EXPIRED, TUN_DOWN, TUN_FULL, TUN_REFUSED, UNDERLAY_UNREACHABLE,
+                       UNKNOWN_SENDER, WAKE_UPS)
 
 
 cdef inline tuple outcome_names():
@@ -20,7 +21,9 @@ cdef inline tuple outcome_names():
         OTHER_VNI: ("other_vni", "in", "of another VXLAN network"),
         OTHER_MAC: ("other_mac", "in", "the inner frame is for another MAC address than this node's"),
         OWN_MAC: ("own_mac", "in", "the inner frame claims to come from this node's MAC address"),
-        OTHER_ETHERTYPE: ("other_ethertype", "in", "the inner frame holds no packet of this overlay's family"),
+        NEIGHBOUR_TOLD: ("neighbour_told", "out", "asked for a peer's MAC address, and answered from the leases; TAP only"),
+        NEIGHBOUR_UNKNOWN: ("neighbour_unknown", "out", "asked for a MAC address that no lease tells; TAP only"),
+        OTHER_ETHERTYPE: ("other_ethertype", "both", "the inner frame holds no packet of this overlay's family"),
         OTHER_FAMILY: ("other_family", "both", "an IP packet of the family that this overlay does not carry"),
         BAD_OFFLOAD: ("bad_offload", "out", "an unfinished packet whose vnet_hdr does not fit it"),
         BAD_HEADER: ("bad_header", "both", "header length or total length that cannot be"),

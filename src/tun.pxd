@@ -2,7 +2,8 @@
 # calls.
 #
 # Arrives and leaves: one frame per call. With IFF_VNET_HDR a vnet_hdr stands before each, and a frame may be a
-# super-packet of up to 64 KiB with an unfinished checksum; without it a frame is a bare IP packet (IFF_NO_PI, both).
+# super-packet of up to 64 KiB with an unfinished checksum; without it a frame is a bare IP packet (IFF_NO_PI, both). On a
+# TAP an Ethernet header, the link header, stands between the two.
 # The descriptor is non-blocking and Python's; this room neither opens nor closes it.
 
 from libc.errno cimport EAGAIN, EINTR, EIO, ENOBUFS, ENOMEM, errno
@@ -18,12 +19,14 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t writev(int fd, const iovec *pieces, int count)
 
 
-cdef inline ssize_t tun_read(int fd, uint8_t *frame, bint vnet) noexcept nogil:
-    """Read one packet of up to FRAME_MAX bytes to `frame`, its vnet_hdr to just before it.
+cdef inline ssize_t tun_read(int fd, uint8_t *frame, bint vnet, uint32_t link) noexcept nogil:
+    """Read one packet of up to FRAME_MAX bytes to `frame`, its vnet_hdr and link header to just before it.
+
+    `link`: bytes of the link header.
 
     Return the packet's length, or -errno (-EAGAIN: no more at the moment).
     """
-    cdef uint32_t before = VNET_HDR if vnet else 0
+    cdef uint32_t before = (VNET_HDR if vnet else 0) + link
     cdef ssize_t length = read(fd, frame - before, before + FRAME_MAX)
     while length < 0 and errno == EINTR:
         length = read(fd, frame - before, before + FRAME_MAX)
@@ -46,14 +49,14 @@ cdef inline Outcome tun_write_pieces(int fd, const iovec *pieces, int count) noe
     return TUN_REFUSED
 
 
-cdef inline Outcome tun_write(int fd, const uint8_t *packet, uint32_t length, bint vnet) noexcept nogil:
-    """Give one packet to the kernel as it is: under a vnet_hdr of zeros, so that the kernel verifies its checksums."""
+cdef inline Outcome tun_write(int fd, const uint8_t *frame, uint32_t length, bint vnet) noexcept nogil:
+    """Give one frame to the kernel as it is: under a vnet_hdr of zeros, so that the kernel verifies its checksums."""
     cdef VnetHeader plain
     cdef iovec pieces[2]
     plain.flags = plain.gso_type = 0
     plain.hdr_len = plain.gso_size = plain.csum_start = plain.csum_offset = 0
     pieces[0].iov_base, pieces[0].iov_len = &plain, sizeof(VnetHeader)
-    pieces[1].iov_base, pieces[1].iov_len = <void *>packet, length
+    pieces[1].iov_base, pieces[1].iov_len = <void *>frame, length
     if vnet:
         return tun_write_pieces(fd, pieces, 2)
     return tun_write_pieces(fd, &pieces[1], 1)

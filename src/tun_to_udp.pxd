@@ -7,24 +7,30 @@
 # Way's batch and run; the block is borrowed from rcu_online() to the end of the batch.
 
 from libc.errno cimport EAGAIN
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.time cimport timespec
 
 from batch cimport BATCH_GAP, Packet, batch_add, batch_clear, batch_has_room, batch_pass
 from block cimport Block
-from counters cimport (BAD_HEADER, BATCHES, FORWARD, FRAMES, NOT_IP, OTHER_FAMILY, SUPER_PACKETS, TRUNCATED, Outcome,
-                       count_event)
+from coat cimport coat_mac
+from counters cimport (BAD_HEADER, BATCHES, FORWARD, FRAMES, NEIGHBOUR_TOLD, NEIGHBOUR_UNKNOWN, NOT_IP, OTHER_ETHERTYPE,
+                       OTHER_FAMILY, SUPER_PACKETS, TRUNCATED, Outcome, count_event)
 from ecn cimport ecn_of
 from encap cimport coat_on
+from fib cimport FIRST_PEER
 from flow cimport flow_hash
-from forward cimport forward_out
-from peer cimport Peer
+from forward cimport forward_out, next_hop
+from inner cimport inner_check
+from neighbour cimport arp_answer, arp_asks, asked_for, is_arp, is_solicitation, neighbour_answer
+from peer cimport AF_INET, Peer
 from rcu cimport rcu_offline, rcu_online
 from run cimport RUN_PACKETS, run_join, run_piece, run_takes
 from segment cimport (Template, is_super, segment_complete, segment_header, segment_payload, segment_plan)
 from send cimport send_run
-from tun cimport tun_read
+from tun cimport tun_read, tun_write
 from way cimport POLLIN, Way, answer, monotonic, wait_for
+from wire.arp cimport ArpHeader
+from wire.ethernet cimport EthernetHeader
 from wire.vnet_hdr cimport VNET_HDR, VnetHeader
 
 
@@ -35,7 +41,7 @@ cdef inline int read_packets(Way *way) noexcept nogil:
     batch_clear(&way.batch)
     while batch_has_room(&way.batch, 1):
         at = way.batch.cursor + BATCH_GAP
-        length = tun_read(way.tun, way.batch.arena + at, way.vnet)
+        length = tun_read(way.tun, way.batch.arena + at, way.vnet, way.link)
         if length < 0:
             return 0 if length == -EAGAIN else <int>length
         count_event(&way.counters, FRAMES)
@@ -47,8 +53,10 @@ cdef inline int read_packets(Way *way) noexcept nogil:
 cdef inline Outcome take_offload(Way *way, const Packet *packet, Template *plan) noexcept nogil:
     """Do what the kernel left to its device: finish a checksum, or plan the segments of a super-packet."""
     cdef uint8_t *inner = way.batch.arena + packet.at
-    cdef const VnetHeader *vnet = <const VnetHeader *>(inner - VNET_HDR)
+    cdef VnetHeader *vnet = <VnetHeader *>(inner - way.link - VNET_HDR)
     cdef Outcome outcome
+    # Offsets count from the frame on, which is the packet for whoever comes next.
+    vnet.csum_start -= <uint16_t>way.link
     if not is_super(vnet):
         return segment_complete(inner, packet.length, vnet)
     outcome = segment_plan(plan, inner, packet.length, vnet)
@@ -59,11 +67,47 @@ cdef inline Outcome take_offload(Way *way, const Packet *packet, Template *plan)
     return outcome
 
 
+cdef inline Outcome tell_neighbour(Way *way, const Block *block, const uint8_t *question) noexcept nogil:
+    """Answer a neighbour question from the table, where it asks for an address that a peer leases."""
+    cdef uint32_t slot = next_hop(block, asked_for(4 if way.rules.family == AF_INET else 6, question))
+    cdef const EthernetHeader *ethernet = <const EthernetHeader *>(question - sizeof(EthernetHeader))
+    cdef const uint8_t *mac
+    cdef uint32_t length
+    if slot < FIRST_PEER:
+        return NEIGHBOUR_UNKNOWN
+    mac = coat_mac(block.peers.slots[slot].coat)
+    if way.rules.family == AF_INET:
+        length = arp_answer(way.error, <const ArpHeader *>question, mac)
+    else:
+        length = neighbour_answer(way.error, question, ethernet.source, mac)
+    tun_write(way.tun, way.error, length, way.vnet)
+    return NEIGHBOUR_TOLD
+
+
+cdef inline Outcome tap_frame(Way *way, const Block *block, const Packet *packet) noexcept nogil:
+    """Decide on what an Ethernet frame holds: FORWARD where it is a packet of our family that asks for no neighbour."""
+    cdef const uint8_t *inner = way.batch.arena + packet.at
+    cdef uint32_t length = packet.length
+    if is_arp(inner - sizeof(EthernetHeader)):
+        if way.rules.family != AF_INET or not arp_asks(<const ArpHeader *>inner, length):
+            return NEIGHBOUR_UNKNOWN
+        return tell_neighbour(way, block, inner)
+    if (<const EthernetHeader *>(inner - sizeof(EthernetHeader))).ethertype != way.rules.expected.ethernet.ethertype:
+        return OTHER_ETHERTYPE
+    if (way.rules.family != AF_INET and inner_check(way.rules.family, inner, &length) == FORWARD
+            and is_solicitation(inner, length)):
+        return tell_neighbour(way, block, inner)
+    return FORWARD
+
+
 cdef inline Outcome decide(Way *way, const Block *block, Packet *packet, Template *plan) noexcept nogil:
     """Return a packet's outcome, or FORWARD; plan.count: segments of a super-packet, 0 for a plain packet."""
-    cdef Outcome outcome = forward_out(block, &way.rules, way.batch.arena, packet)
+    cdef Outcome outcome = tap_frame(way, block, packet) if way.link else FORWARD
     cdef Outcome offload
     plan.count = 0
+    if outcome != FORWARD:
+        return outcome
+    outcome = forward_out(block, &way.rules, way.batch.arena, packet)
     if way.vnet and outcome not in (NOT_IP, OTHER_FAMILY, BAD_HEADER, TRUNCATED):
         offload = take_offload(way, packet, plan)
         outcome = offload if outcome == FORWARD else outcome

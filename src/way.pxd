@@ -22,6 +22,7 @@ from rcu cimport Rcu, Reader
 from run cimport RUN_PACKETS, Run
 from tun cimport tun_write
 from udp cimport mmsghdr
+from wire.ethernet cimport MAC_LENGTH, EthernetHeader
 from wire.icmp cimport (ICMP_FRAGMENTATION_NEEDED, ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE, ICMP_UNREACHABLE_NET,
                         ICMPV6_PACKET_TOO_BIG, ICMPV6_TIME_EXCEEDED, ICMPV6_UNREACHABLE, ICMPV6_UNREACHABLE_NO_ROUTE)
 from wire.ipv4 cimport Ipv4Header
@@ -46,6 +47,7 @@ cdef extern from "<poll.h>" nogil:
 cdef enum:
     # Our choice: more than a lane's worth of entropy for any router, and descriptors that a process can spare.
     SOURCES_MAX = 64
+    LINK_MAX = 14
 
 cdef struct Way:
     int tun
@@ -65,6 +67,7 @@ cdef struct Way:
     uint32_t merge_slot         # of the peer whose packets it holds
     bint vnet                   # a vnet_hdr stands before each frame of the TUN
     bint uso                    # the TUN takes UDP super-packets
+    uint32_t link               # bytes of the link header: 0 on a TUN, of the Ethernet header on a TAP
     bint gro                    # a message received may be several datagrams
     bint fragments              # the kernel may fragment what is sent
     uint32_t mtu                # of the TUN
@@ -82,7 +85,7 @@ cdef struct Way:
     bint running                # a thread is in the loop
     int last_error              # errno of the last send that failed, for the log
     uint8_t offender[ERROR_MAX]     # where a packet in pieces is put together, to be quoted
-    uint8_t error[ERROR_MAX]        # where ICMP errors are made
+    uint8_t error[LINK_MAX + ERROR_MAX]     # where ICMP errors and neighbours' answers are made, frames as they are
 
 
 cdef inline int64_t monotonic() noexcept nogil:
@@ -150,6 +153,15 @@ cdef inline bint allowed(Way *way, const uint8_t *packet, uint32_t length) noexc
     return True
 
 
+cdef inline void write_own(Way *way, uint32_t length) noexcept nogil:
+    """Write the packet of ours that lies behind the link header's place in way.error; a TAP's is from us to us."""
+    cdef EthernetHeader *ethernet = <EthernetHeader *>way.error
+    memcpy(ethernet.destination, way.rules.expected.ethernet.destination, MAC_LENGTH)
+    memcpy(ethernet.source, way.rules.expected.ethernet.destination, MAC_LENGTH)
+    ethernet.ethertype = way.rules.expected.ethernet.ethertype
+    tun_write(way.tun, way.error + LINK_MAX - way.link, way.link + length, way.vnet)
+
+
 cdef inline void answer_ipv4(Way *way, const Block *block, const uint8_t *packet, uint32_t length, Outcome outcome,
                              uint32_t mtu) noexcept nogil:
     """Write the ICMP error that goes with `outcome` into the TUN (RFC 792; MTU: RFC 1191, 4)."""
@@ -159,8 +171,8 @@ cdef inline void answer_ipv4(Way *way, const Block *block, const uint8_t *packet
         kind, code = ICMP_TIME_EXCEEDED, 0
     elif outcome == TOO_BIG:
         code = ICMP_FRAGMENTATION_NEEDED
-    length = icmp_error_ipv4(way.error, packet, length, block.own.tunnel, kind, code, mtu)
-    tun_write(way.tun, way.error, length, way.vnet)
+    length = icmp_error_ipv4(way.error + LINK_MAX, packet, length, block.own.tunnel, kind, code, mtu)
+    write_own(way, length)
 
 
 cdef inline void answer_ipv6(Way *way, const Block *block, const uint8_t *packet, uint32_t length, Outcome outcome,
@@ -171,8 +183,9 @@ cdef inline void answer_ipv6(Way *way, const Block *block, const uint8_t *packet
         kind = ICMPV6_TIME_EXCEEDED
     elif outcome == TOO_BIG:
         kind = ICMPV6_PACKET_TOO_BIG
-    length = icmp_error_ipv6(way.error, packet, length, block.own.tunnel, kind, ICMPV6_UNREACHABLE_NO_ROUTE, mtu)
-    tun_write(way.tun, way.error, length, way.vnet)
+    length = icmp_error_ipv6(way.error + LINK_MAX, packet, length, block.own.tunnel, kind, ICMPV6_UNREACHABLE_NO_ROUTE,
+                             mtu)
+    write_own(way, length)
 
 
 cdef inline void answer(Way *way, const Block *block, const uint8_t *packet, uint32_t length, Outcome outcome,

@@ -27,7 +27,7 @@ from run cimport RUN_PACKETS
 from tun_to_udp cimport tun_to_udp
 from udp cimport CONTROL, udp_fragments, udp_gro
 from udp_to_tun cimport udp_to_tun
-from way cimport SOURCES_MAX as SOURCE_PLACES, Way
+from way cimport LINK_MAX, SOURCES_MAX as SOURCE_PLACES, Way
 from wire.ethernet cimport ETHERTYPE_IPV4 as TYPE_IPV4, ETHERTYPE_IPV6 as TYPE_IPV6, MAC_LENGTH as MAC_BYTES
 from wire.ipv4 cimport IPV4_HEADER
 from wire.ipv6 cimport IPV6_HEADER
@@ -393,16 +393,20 @@ cdef class Worker:
         self.into.running = False
         self._leave(self.out, result)
 
-    def use(self, *, bint vnet, bint uso, bint segment, int64_t busy_poll, uint32_t mtu=0):
+    def use(self, *, bint vnet, bint uso, bint segment, int64_t busy_poll, uint32_t mtu=0, bint tap=False):
         """Say, before a loop starts, what the doors can do, and how long to look for work before sleeping.
 
         vnet: a vnet_hdr stands before each frame; uso: the TUN takes UDP super-packets; segment: the kernel cuts
-        messages into datagrams; busy_poll: nanoseconds; mtu: of the TUN, bytes, 0 where it is not known.
+        messages into datagrams; busy_poll: nanoseconds; mtu: of the TUN, bytes, 0 where it is not known; tap: it gives
+        and takes Ethernet frames, for a backend that expects a coat. Raises ValueError for another one.
         """
+        if tap and not self.out.rules.checked:
+            raise ValueError("a TAP is for a backend whose coat holds MAC addresses")
         for way in (<uintptr_t>self.out, <uintptr_t>self.into):
             (<Way *>way).vnet, (<Way *>way).uso = vnet, uso and vnet
             (<Way *>way).run_most = RUN_PACKETS if segment else 1
             (<Way *>way).busy_poll, (<Way *>way).mtu = busy_poll, mtu
+            (<Way *>way).link = LINK_MAX if tap else 0
             (<Way *>way).segment_refused = (<Way *>way).uso_refused = 0
 
     def given_up(self):

@@ -38,7 +38,7 @@ PROBED_BY = {"lab"}  # the explaining commands
 
 # The same for the rooms of src/.
 # Bytes in, bytes out: no fd, no errno, no clock.
-PURE = {"checksum", "fib", "hop", "icmp", "inner", "encap", "coat", "ecn", "flow"}
+PURE = {"checksum", "fib", "hop", "icmp", "inner", "encap", "coat", "ecn", "flow", "neighbour"}
 MANY = {"segment", "coalesce", "run", "unfinished"}  # many packets as one: as pure as these
 DATA = {"batch", "counters", "peer", "rcu", "block"}  # what rooms hand to each other
 STREET = {"tun", "udp"}

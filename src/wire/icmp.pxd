@@ -32,6 +32,12 @@ cdef enum:
     ICMPV6_TIME_EXCEEDED = 3            # code 0: in transit
     ICMPV6_INFORMATIONAL = 128          # types below are errors
     ICMPV6_REDIRECT = 137
+    # Specification: RFC 4861, 4.3, 4.4 and 4.6.1; in `rest`, host order: solicited, and to replace what was known.
+    ICMPV6_NEIGHBOUR_SOLICITATION = 135
+    ICMPV6_NEIGHBOUR_ADVERTISEMENT = 136
+    NEIGHBOUR_ANSWER = 0x60000000
+    NEIGHBOUR_HOP_LIMIT = 255
+    NEIGHBOUR_TARGET_MAC = 2            # option
 
 cdef packed struct IcmpHeader:
     uint8_t type

@@ -54,16 +54,16 @@ def vxlan_coat(to: int, source: int, family: int = 4) -> bytes:
 class Agent:
     """The data plane of one node, running; it knows no peers. `off`: "tun", "udp_segment", "udp_gro" go without.
 
-    `vxlan`: with that coat; else as the udp backend. `sources`: so many sockets to send from.
+    `vxlan`: with that coat; else as the udp backend. `sources`: so many sockets to send from. `tap`: a TAP, not a TUN.
     """
 
     def __init__(self, node: Node, family: int = 4, source_check: str = "known",
                  address: IPv4Address | IPv6Address | None = None, *, loops: Loops | None = None,
                  off: Collection[str] = (), queues: int = 1, steering: Callable[[int], None] = steer,
-                 vxlan: bool = False, sources: int = 0) -> None:
+                 vxlan: bool = False, sources: int = 0, tap: bool = False) -> None:
         self.node, self.family, self.off = node, family, off
         self.queues, self.steering = queues, steering
-        self.vxlan, self.sources = vxlan, sources
+        self.vxlan, self.sources, self.tap = vxlan, sources, tap
         self.port = VXLAN_PORT if vxlan else UDP_PORT
         self.overhead = (VXLAN_OVERHEADS if vxlan else OVERHEADS)[family]
         self.address = address or (node.address if family == 4 else node.address6)
@@ -94,12 +94,14 @@ class Agent:
         address = ip_interface((self.tunnel, self.tunnel.max_prefixlen))
         with self.node.entered(), Links() as links:
             self.tun = open_tun(PATTERNS[self.family], UNDERLAY_MTU - self.overhead, address, self.network,
-                                links, offload="tun" not in self.off, queues=self.queues, steer=self.steering)
+                                links, offload="tun" not in self.off, queues=self.queues, steer=self.steering,
+                                tap_mac=mac_of(self.node.number) if self.tap else None)
         self.go_on()
 
     def go_on(self) -> None:
         """Run the loops, on what is open."""
-        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self.sockets[0].granted.offloads, self.tun.mtu)
+        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self.sockets[0].granted.offloads, self.tun.mtu,
+                      self.tap)
         queues = [Queue(fd, sockets.street.fileno(), sockets.path.fileno(),
                         tuple(source.fileno() for source in sockets.sources))
                   for fd, sockets in zip(self.tun.fds, self.sockets, strict=True)]
