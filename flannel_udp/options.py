@@ -17,6 +17,7 @@ from flannel_udp.errors import UsageError
 from flannel_udp.etcd_options import EtcdOptions
 
 SourceCheck = Literal["known", "strict", "off"]
+Device = Literal["tun", "tap"]
 Asked = Literal["version", "help"]
 
 DEFAULT_RUN_DIR = Path("/run/flannel-udp")
@@ -78,6 +79,8 @@ class NodeOptions:
     no_tun_offload: bool = False
     no_udp_segment: bool = False
     no_udp_gro: bool = False
+    device: Device = "tun"
+    """Of the vxlan backend: others have a TUN whatever this says, or no device."""
     source_ports: int = DEFAULT_SOURCE_PORTS
     """Of the vxlan backend, beside the port that peers send to; 0: that one alone."""
     healthz_ip: IPv4Address | IPv6Address = EVERYWHERE
@@ -128,6 +131,12 @@ def _threads(text: str) -> int:
 
 def _queues(text: str) -> int:
     return _number(text, 1, QUEUES_MOST, "a number")
+
+
+def _device(text: str) -> str:
+    if text not in get_args(Device):
+        raise ValueError(f"{text!r} is none of {', '.join(get_args(Device))}")
+    return text
 
 
 def _source_ports(text: str) -> int:
@@ -297,6 +306,9 @@ FLAGS = (
          "LIST"),
     Flag("busy-poll", "busy_poll", _microseconds,
          "look for work so long before sleeping: answers sooner, costs CPU time even when idle (default 0)", "US"),
+    Flag("device", "device", _device,
+         "of the vxlan backend: tun, or tap, which to tools looks as flannel's own device does (default tun)",
+         "tun|tap"),
     Flag("no-tun-offload", "no_tun_offload", _boolean, "one bare packet per read and write of the TUN"),
     Flag("no-udp-segment", "no_udp_segment", _boolean, "one datagram per message that is sent"),
     Flag("no-udp-gro", "no_udp_gro", _boolean, "one datagram per message that is received"),

@@ -230,7 +230,8 @@ class DataPath:
     def _run(self) -> None:
         assert self.tun
         self._starts += 1
-        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets[0].granted.offloads, self.tun.mtu)
+        doors = Doors(self.tun.vnet, self.tun.uso, "udp_segment" in self._sockets[0].granted.offloads, self.tun.mtu,
+                      self.tun.tap)
         queues = [Queue(fd, sockets.street.fileno(), sockets.path.fileno(),
                         tuple(source.fileno() for source in sockets.sources))
                   for fd, sockets in zip(self.tun.fds, self._sockets, strict=True)]

@@ -1,4 +1,4 @@
-"""flannel's vxlan backend without the kernel's VXLAN: a TUN for each family, and 22 bytes before each inner packet.
+"""flannel's vxlan backend without the kernel's VXLAN: a device for each family, and 22 bytes before each inner packet.
 
 On the wire nothing tells a node of this program from one of flannel's. The inner Ethernet header is written here once
 for each peer and checked by the data plane; no ARP or neighbour discovery ever goes through the tunnel, since flannel's
@@ -91,9 +91,10 @@ class VxlanTunnel:
         check_tun("flannel%d")
 
     def open_device(self, lease: Lease, links: TunLinks) -> Tun:
-        """The TUN device, to which the whole network is routed; bridges of local subnets have longer prefixes."""
+        """The device, to which the whole network is routed; bridges of local subnets have longer prefixes."""
         return open_tun(self.device, self.mtu, self.tunnel(lease), self.network, links,
-                        offload=not self.options.no_tun_offload, queues=self.options.queues, steer=steer)
+                        offload=not self.options.no_tun_offload, queues=self.options.queues, steer=steer,
+                        tap_mac=self.mac if self.options.device == "tap" else None)
 
     def open_sockets(self) -> UnderlaySockets:
         """Bound to the interface's address, one of them to the port; like the kernel's VXLAN they let be fragmented."""

@@ -13,11 +13,11 @@ from flannel_udp.registry import open_registry
 
 from ..conftest import require_commands, require_tun, wait_until
 from .node_daemon import Daemon, flags
-from .routed import Overlay
+from .routed import Overlay, add_router
 from .topology import Node, Topology
 
 MakeTopology = Callable[..., Topology]
-MAC, PEER_MAC = "0a:5e:00:53:00:01", "0a:5e:00:53:00:02"
+MAC, MAC6, PEER_MAC = "0a:5e:00:53:00:01", "0a:5e:00:53:00:06", "0a:5e:00:53:00:02"
 PEER = IPv4Network("10.5.99.0/24")
 
 
@@ -74,6 +74,20 @@ def test_its_device_is_replaced_and_its_mac_goes_on(node: Node, overlay: Overlay
         "going on with the VtepMACs of flannel's devices", "lease acquired", "removed what flannel left"))
     assert adopted < held < removed
     assert f"{PEER}" not in node.run("ip", "route").stdout
+    assert daemon.status()["warnings"] == []
+
+
+def test_both_families_devices_are_replaced(topology: MakeTopology, tmp_path: Path) -> None:
+    require_tun()
+    nodes = topology(1)
+    add_router(nodes)
+    node, overlay = nodes.nodes[0], Overlay(tmp_path, {"Type": "vxlan"}, dual=True)
+    add_flannels(node)
+    node.ip(f"link add flannel-v6.1 address {MAC6} type vxlan id 1 dev eth0 local {node.address6} dstport 8472",
+            "addr add fd00:5:0:7::/128 dev flannel-v6.1", "link set flannel-v6.1 up")
+    daemon = overlay.daemon(node)
+    assert (kind(node), kind(node, "flannel-v6.1")) == ("tun", "tun")
+    assert json.loads((daemon.home / "state/vtep.json").read_text()) == {"flannel.1": MAC, "flannel-v6.1": MAC6}
     assert daemon.status()["warnings"] == []
 
 

@@ -20,19 +20,25 @@ MakeTopology = Callable[..., Topology]
 SIZE = 16 << 20
 
 
-@pytest.fixture
-def pair(topology: MakeTopology, tmp_path: Path) -> list[Daemon]:
-    """Two daemons with a pod each."""
+@pytest.fixture(params=["tun", "tap"])
+def pair(request: pytest.FixtureRequest, topology: MakeTopology, tmp_path: Path) -> list[Daemon]:
+    """Two daemons with a pod each, the first with a device of either kind, the second with a TUN."""
     require_tun()
     require_commands("ip", "ping")
     nodes = topology(2)
     add_router(nodes)
     overlay = Overlay(tmp_path, {"Type": "vxlan", "VNI": 7}, dual=True)
-    daemons = [overlay.daemon(node) for node in nodes.nodes]
+    daemons = [overlay.daemon(nodes.nodes[0], f"--device={request.param}"), overlay.daemon(nodes.nodes[1])]
     for daemon in daemons:
         overlay.pod(daemon, 1430, dual=True)
         wait_until(lambda daemon=daemon: len(daemon.status()["peers"]) == 2, "it has its peers")  # type: ignore[misc]
     return daemons
+
+
+def macs(daemon: Daemon) -> dict[str, str]:
+    """Of the devices by name, as the kernel has them."""
+    told = json.loads(daemon.node.run("ip", "-json", "link").stdout)
+    return {link["ifname"]: link["address"] for link in told if link["ifname"].startswith("flannel")}
 
 
 def test_both_families_pass(pair: list[Daemon]) -> None:
@@ -56,6 +62,8 @@ def test_devices_mtu_and_lease_are_flannels(pair: list[Daemon]) -> None:
         ("flannel.7", 1450, f"{one.subnet().network_address}/32"),
         ("flannel-v6.7", 1430, f"{one.ipv6_subnet().network_address}/128")]
     assert read_subnet_env(one.home / "subnet.env").mtu == 1430
+    if "--device=tap" in one.argv:
+        assert macs(one) == json.loads((one.home / "state/vtep.json").read_text())
     kept = json.loads((one.home / "state/vtep.json").read_text())
     with closing(open_registry(f"sqlite://{one.home.parent}/registry.db")) as registry:
         entry, = (entry for entry in registry.snapshot().entries if f'"{one.node.address}"'.encode() in entry.value)
