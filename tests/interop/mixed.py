@@ -37,6 +37,9 @@ FAR6 = IPv6Network("2001:db8:0:1::/64")
 FAR_MTU = 1400
 """Of the router's way to either link: outer packets of 1500 bytes arrive in fragments."""
 
+CHOICES = ("--source-ports", "4", "--source-check", "strict")
+"""Of our second node: what a node chooses for itself is no matter of its peers."""
+
 
 class Agent(Protocol):
     """A node of either sort."""
@@ -92,7 +95,8 @@ class Mixed:
         if config:
             store.put(f"{PREFIX}/config", json.dumps(config).encode())
         one, two, three, four, _ = topology.nodes
-        self.agents: list[Agent] = [self.theirs(one), self.ours(three), self.theirs(two), self.ours(four)]
+        self.agents: list[Agent] = [self.theirs(one), self.ours(three), self.theirs(two),
+                                    self.ours(four, *CHOICES)]
 
     def theirs(self, node: Node) -> Theirs:
         return Theirs(node, self.root, self.store)

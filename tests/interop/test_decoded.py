@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
+from scapy.layers.vxlan import VXLAN
 
-from flannel_udp._dataplane import UDP_PORT
+from flannel_udp._dataplane import UDP_PORT, VXLAN_FLAG_VNI, VXLAN_PORT
 
 from ..conftest import require_commands
 from ..netns.ethtool import offloads_off
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 
     from ..netns.topology import Pod
 
-_KINDS = {"udp": {"Network": "10.5.0.0/16"}}
-_PORTS = {"udp": (UDP_PORT, "ip")}
+_BOTH = {"Network": "10.5.0.0/16", "EnableIPv6": True, "IPv6Network": "fd05::/48"}
+_VNI = 0x1234
+_KINDS: dict[str, dict[str, Any]] = {"udp": {"Network": "10.5.0.0/16"},
+                                     "vxlan": {**_BOTH, "Backend": {"Type": "vxlan", "VNI": _VNI}}}
+_PORTS = {"udp": (UDP_PORT, "ip"), "vxlan": (VXLAN_PORT, "vxlan")}
 _POD_MTU = 1400
 
 
@@ -71,11 +76,15 @@ def ends(packet: bytes) -> tuple[bytes, bytes]:
 
 
 def taken_off(kind: str, frame: bytes) -> bytes | None:
-    """The inner packet, as scapy finds it; None for other frames."""
+    """The inner packet, as scapy finds it, and its coat as it must be; None for other frames."""
     packet = Ether(frame)
     if UDP not in packet or packet[UDP].dport != _PORTS[kind][0]:
         return None
-    return bytes(packet[UDP].payload)
+    if kind == "udp":
+        return bytes(packet[UDP].payload)
+    coat = packet[VXLAN]
+    assert bytes(coat)[:8] == struct.pack("!II", VXLAN_FLAG_VNI, _VNI << 8)
+    return bytes(coat[Ether].payload)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -93,7 +102,7 @@ def test_tshark_and_scapy_find_the_pods_own_packets(tmp_path: Path, kind: str) -
     own = Shark(save(inside, tmp_path / "inside.pcap"), {})
     assert outer.faults() == []
     assert own.faults() == []
-    for family in (4,):
+    for family in (4, 6) if kind == "vxlan" else (4,):
         between_pods = [packet for packet in own.inner(family) if packet.between(scene.addresses)]
         found = outer.inner(family, f"udp.dstport == {port}")
         assert sorted(packet for packet in found if packet.between(scene.addresses)) == sorted(between_pods)
