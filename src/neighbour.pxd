@@ -1,8 +1,8 @@
 # Neighbour questions on a TAP: "which MAC has this address?", ARP (RFC 826) and IPv6 neighbour discovery (RFC 4861).
 #
 # Arrives: an Ethernet frame that the kernel gave to the TAP. Leaves: the address that is asked for, and the answer, to
-# be written back. The answer is known without asking anybody: the address lies in the subnet of a peer, whose coat holds
-# its MAC. So no question ever leaves this node, nothing is flooded, and what no peer leases stays unanswered.
+# be written back. It is known without asking anybody: the address lies in the subnet of a peer, whose coat holds its
+# MAC. So no question ever leaves this node, nothing is flooded, and what no peer leases stays unanswered.
 #
 # Pure. Not answered: a probe whether an address is free (ARP from 0.0.0.0, discovery from ::, RFC 5227, RFC 4862), for
 # the answer would forbid the kernel to use it.

@@ -2,9 +2,9 @@
 # calls.
 #
 # Arrives and leaves: one frame per call. With IFF_VNET_HDR a vnet_hdr stands before each, and a frame may be a
-# super-packet of up to 64 KiB with an unfinished checksum; without it a frame is a bare IP packet (IFF_NO_PI, both). On a
-# TAP an Ethernet header, the link header, stands between the two.
-# The descriptor is non-blocking and Python's; this room neither opens nor closes it.
+# super-packet of up to 64 KiB with an unfinished checksum; without it a frame is a bare IP packet (IFF_NO_PI, both). On
+# a TAP an Ethernet header, the link header, stands between the two. The descriptor is non-blocking and Python's; this
+# room neither opens nor closes it.
 
 from libc.errno cimport EAGAIN, EINTR, EIO, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t

@@ -28,6 +28,8 @@ def pair(topology: Callable[..., Topology]) -> Iterator[Callable[..., tuple[Agen
         made.extend((one, two))
         one.knows(two)
         two.knows(one)
+        # While a neighbour is asked for, packets wait, or are dropped where many do.
+        assert near.ping(two.address).returncode == 0
         return one, two
 
     yield make
