@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.lease import parse_subnet_key
+from flannel_udp.lease import parse_subnet_key, subnet_key
 from flannel_udp.registry import open_registry
 from flannel_udp.subnet_env import SubnetEnv, read_subnet_env
 
@@ -167,6 +167,22 @@ def test_ipv6_addresses_that_went_with_the_link_are_used_again(pair: list[Daemon
     default_route(one.node)
     wait_until(lambda: reached6(one, two) and not one.status()["warnings"], "IPv6 goes on")
     assert "external interface changed" not in one.log()
+    assert "data path broken" not in one.log()
+
+
+def test_lease_taken_by_another_moves_both_families(pair: list[Daemon], registry: str) -> None:
+    one, two = pair
+    before = one.subnet(), one.ipv6_subnet()
+    with closing(open_registry(registry)) as opened:
+        entry, = (entry for entry in opened.snapshot().entries if entry.key == subnet_key(*before))
+        heir = b'{"PublicIP":"192.0.2.99","PublicIPv6":"2001:db8::99"}'
+        opened.update(entry.key, heir, None, entry.revision)
+    wait_until(lambda: one.subnet() != before[0] and one.ipv6_subnet() != before[1], "subnet.env tells others")
+    assert [device["address"] for device in one.status()["devices"]] == [
+        f"{one.subnet()[0]}/32", f"{one.ipv6_subnet()[0]}/128"]
+    assert {str(subnet) for subnet in before} < {peer["subnet"] for peer in one.status()["peers"]}
+    for subnet in (one.subnet(), one.ipv6_subnet()):
+        wait_until(lambda subnet=subnet: two.node.ping(subnet[0], "-W", "1").returncode == 0, "it is reached")  # type: ignore[misc]
     assert "data path broken" not in one.log()
 
 
