@@ -37,7 +37,7 @@ FAR6 = IPv6Network("2001:db8:0:1::/64")
 FAR_MTU = 1400
 """Of the router's way to either link: outer packets of 1500 bytes arrive in fragments."""
 
-CHOICES = ("--source-ports", "4", "--source-check", "strict")
+CHOICES = ("--device", "tap", "--source-ports", "4", "--source-check", "strict")
 """Of our second node: what a node chooses for itself is no matter of its peers."""
 
 
@@ -96,7 +96,7 @@ class Mixed:
             store.put(f"{PREFIX}/config", json.dumps(config).encode())
         one, two, three, four, _ = topology.nodes
         self.agents: list[Agent] = [self.theirs(one), self.ours(three), self.theirs(two),
-                                    self.ours(four, *CHOICES)]
+                                    self.ours_otherwise(four)]
 
     def theirs(self, node: Node) -> Theirs:
         return Theirs(node, self.root, self.store)
@@ -105,6 +105,9 @@ class Mixed:
         daemon = Daemon(node, self.root, "", "", "--etcd-endpoints", self.store.url, "--iface", "eth0", *options)
         wait_until(daemon.ready, "it has a lease")
         return daemon
+
+    def ours_otherwise(self, node: Node) -> Daemon:
+        return self.ours(node, *CHOICES)
 
     def key(self, agent: Agent) -> str:
         return f"{PREFIX}/subnets/" + "&".join(f"{subnet}".replace("/", "-") for subnet in subnets(agent))
