@@ -171,7 +171,8 @@ class KernelRoutes:
         for route in routes:
             if self._wanted.get(route.subnet) != route:
                 self._wanted[route.subnet] = route
-                self._guarded(self._set, route)
+                if self._known:  # at first assure() sets what an earlier run did not leave
+                    self._guarded(self._set, route)
         kept = {route.subnet for route in routes}
         for route in before:
             if route.subnet not in kept and self._wanted.get(route.subnet) == route:

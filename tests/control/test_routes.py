@@ -34,6 +34,7 @@ class Table:
     def __init__(self) -> None:
         self.routes: dict[Network, Route] = {}
         self.refusal = ""
+        self.replaced: list[str] = []
         self.dumps = 0
         self.slow: Clock | None = None
         """The clock that a look at the table takes a second of."""
@@ -45,6 +46,7 @@ class Table:
         return [route for network, route in self.routes.items() if network.version == family]
 
     def replace_route(self, network: Network, index: int, gateway: Address | None = None) -> None:
+        self.replaced.append(f"{network}")
         if self.refusal:
             raise NetlinkError(self.refusal)
         self.routes[network] = Route(network, index, gateway, protocol=ROUTE_PROTOCOL)
@@ -202,7 +204,9 @@ def test_what_an_earlier_run_left_is_kept_or_removed_when_peers_are_known(clock:
         world.table.routes[network] = Route(network, 2, hop, protocol=ROUTE_PROTOCOL)
     world.routes.tick()
     assert len(world.table.routes) == 5
-    world.routes.reset([lease(2)])
+    world.routes.reset([lease(2), lease(3)])
+    assert world.table.replaced == ["10.5.3.0/24"]
+    world.routes.change([], [lease(3)])
     assert world.table.told() == {"10.5.2.0/24": "192.0.2.2@2", "10.7.1.0/24": "192.0.2.1@2", "10.5.0.0/16": "None@2"}
 
 
