@@ -47,14 +47,10 @@ def add_far_node(topology: Topology, router: Place, number: int) -> Node:
 class Overlay:
     """Daemons of one network on nodes, with leases in a file."""
 
-    def __init__(self, root: Path, backend: dict[str, Any], *, dual: bool = False) -> None:
+    def __init__(self, root: Path, backend: dict[str, Any], *, dual: bool = False, ipv4: bool = True) -> None:
         self.root = root
         self.registry = f"sqlite://{root}/registry.db"
-        self.configure(backend, dual=dual)
-
-    def configure(self, backend: dict[str, Any], *, dual: bool = False) -> None:
-        """Write the network configuration."""
-        families = {"EnableIPv6": True, "IPv6Network": NETWORK6} if dual else {}
+        families = {"EnableIPv4": ipv4, "EnableIPv6": True, "IPv6Network": NETWORK6} if dual else {}
         opened = open_registry(self.registry)
         opened.write_config(json.dumps({"Network": NETWORK, "Backend": backend, **families}))
         opened.close()

@@ -73,6 +73,21 @@ def test_devices_mtu_and_lease_are_flannels(pair: list[Daemon]) -> None:
         f'"BackendV6Data":{{"VNI":7,"VtepMAC":"{kept["flannel-v6.7"]}"}}}}')
 
 
+def test_ipv6_alone(topology: MakeTopology, tmp_path: Path) -> None:
+    require_tun()
+    nodes = topology(2)
+    add_router(nodes)
+    overlay = Overlay(tmp_path, {"Type": "vxlan"}, dual=True, ipv4=False)
+    one, two = (overlay.daemon(node) for node in nodes.nodes)
+    wait_until(lambda: one.status()["peers"] and two.status()["peers"], "they know each other")
+    there = two.ipv6_subnet().network_address
+    assert one.node.ping(there, "-M", "do", "-s", "1382").returncode == 0
+    transfer(one.node, two.node, there, SIZE)
+    assert [device["name"] for device in one.status()["devices"]] == ["flannel-v6.1"]
+    assert read_subnet_env(one.home / "subnet.env").mtu == 1430
+    assert one.status()["warnings"] == []
+
+
 def test_a_peer_with_another_mac_is_followed(pair: list[Daemon]) -> None:
     one, two = pair
     here, there = one.node.pods[0], two.node.pods[0]
