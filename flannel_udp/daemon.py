@@ -145,8 +145,8 @@ class Daemon:
         self._condition.opened(self._carrier)
         self._stack.callback(self._carrier.close)
         self._stack.callback(self._host.close)
-        if not self._host.replaces:  # what is in the place of ours goes when the lease is held
-            self._carrier.prepare()
+        # Flannel's device holds the port, and passes packets, until the lease is held.
+        self._carrier.prepare(sockets=not self._host.replaces)
         lease = self._insist("a lease", (RegistryUnavailable,), self._manager.acquire, backend.attrs())
         _log.info("lease acquired", lease=lease.key)
         self._host.take_over()

@@ -40,10 +40,10 @@ class Carrier:
 
     # -- the paths ----------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Take what may be missing or in use, before there is a lease."""
+    def prepare(self, *, sockets: bool = True) -> None:
+        """Take what may be missing or in use, before there is a lease; see DataPath.prepare()."""
         for path in self.paths:
-            path.prepare()
+            path.prepare(sockets=sockets)
 
     def open(self, lease: Lease) -> None:
         """Let packets pass under this lease; after a failure close() what there is."""

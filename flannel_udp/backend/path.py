@@ -78,9 +78,12 @@ class DataPath:
         self._delay = DELAY_MIN
         self._changed = False
 
-    def prepare(self) -> None:
-        """Raise what would hinder open(), as far as it can be known before there is a lease."""
-        self._sockets = [self.tunnel.open_sockets()]
+    def prepare(self, *, sockets: bool = True) -> None:
+        """Raise what would hinder open(), as far as it can be known before there is a lease.
+
+        Without `sockets` these are left for open(): another holds the port until then.
+        """
+        self._sockets = [self.tunnel.open_sockets()] if sockets else []
         self.tunnel.check_device()
 
     def open(self, lease: Lease) -> None:

@@ -113,6 +113,18 @@ def test_no_takeover_refuses_and_changes_nothing(node: Node, overlay: Overlay) -
     assert node.run("ip", "address").stdout + node.run("ip", "route").stdout == before
 
 
+def test_a_host_without_tun_keeps_flannels_device(node: Node, overlay: Overlay) -> None:
+    """It carries the pods' packets, and nothing here would."""
+    require_commands("mount", "unshare")
+    add_flannels(node)
+    script = 'mount -t tmpfs tmpfs /dev/net && exec "$@"'
+    done = node.run("unshare", "--mount", "sh", "-c", script, "sh", sys.executable,
+                    "-m", "flannel_udp.cli", "run", *flags(overlay.root / "one", overlay.registry), check=False)
+    assert done.returncode == 1, done.stderr
+    assert "there is no /dev/net/tun" in done.stderr
+    assert kind(node) == "vxlan"
+
+
 @pytest.mark.parametrize(("name", "address", "complaint"), [
     ("flannel.1", "10.9.7.0/32", "flannel.1, as this node's own device is to be called, is a vxlan device of others"),
     ("flannel.2", "10.9.7.0/32", "UDP port 8472 of 192.0.2.1 is in use"),
