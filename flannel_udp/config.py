@@ -31,7 +31,9 @@ IPV4_MTU_MIN: Final = 68  # specification: RFC 791, 3.2, and Linux for a device 
 IPV6_MTU_MIN: Final = 1280  # specification: RFC 8200, 5, and Linux for a device with IPv6
 UDP_MTUS_MIN: Final = {4: IPV4_MTU_MIN + UDP_OVERHEAD_V4, 6: IPV6_MTU_MIN + UDP_OVERHEAD_V6}
 VXLAN_MTUS_MIN: Final = {4: IPV4_MTU_MIN + VXLAN_OVERHEAD_V4, 6: IPV6_MTU_MIN + VXLAN_OVERHEAD_V6}
-VNI_MOST: Final = (1 << 24) - 1  # specification: RFC 7348, 5
+# On the wire a VNI has 24 bits (RFC 7348, 5), but it stands in the devices' names, of at most 15 characters (IFNAMSIZ,
+# linux/if.h): flannel.VNI, and flannel-v6.VNI. With more flannel does not start either.
+VNIS_MOST: Final = {4: 9_999_999, 6: 9_999}
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,9 @@ def parse_vxlan_config(config: NetworkConfig) -> VxlanConfig:
     """Read the vxlan backend's own keys from `Backend`; what flannel has for Windows is ignored, as by flannel."""
     fields = _read_fields(config.backend, _VXLAN_READERS, "Backend.")
     vni, port, mtu = fields.get("VNI", VxlanConfig.vni), fields.get("Port", 0), fields.get("MTU", 0)
-    least = vxlan_mtu_min(config)
-    if vni > VNI_MOST:
-        _refuse("Backend.VNI", vni, f"a number of 24 bits, at most {VNI_MOST}")
+    least, most = vxlan_mtu_min(config), VNIS_MOST[6 if config.enable_ipv6 else 4]
+    if vni > most:
+        _refuse("Backend.VNI", vni, f"at most {most}, for it has to fit into the name of the device")
     if port > 65535:
         _refuse("Backend.Port", port, f"a UDP port up to 65535, or 0 for {VXLAN_PORT}")
     if mtu and not least <= mtu <= 65535:

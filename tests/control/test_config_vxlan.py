@@ -6,7 +6,7 @@ from flannel_udp._dataplane import VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, VXLAN_P
 from flannel_udp.config import (
     IPV4_MTU_MIN,
     IPV6_MTU_MIN,
-    VNI_MOST,
+    VNIS_MOST,
     NetworkConfig,
     VxlanConfig,
     backend_keys,
@@ -32,13 +32,21 @@ def test_every_key_is_read_whatever_its_case() -> None:
     assert parse_vxlan_config(config(keys)) == VxlanConfig(42, 4789, 1400, direct_routing=True, learning=True)
 
 
-@pytest.mark.parametrize("vni", [0, VNI_MOST])
-def test_a_vni_of_24_bits_is_taken(vni: int) -> None:
-    assert parse_vxlan_config(config(f'"VNI": {vni}')).vni == vni
+DUAL = '"EnableIPv6": true, "IPv6Network": "fd00:5::/48", '
+
+
+@pytest.mark.parametrize(("vni", "families", "name"), [
+    (0, "", "flannel.{}"), (VNIS_MOST[4], "", "flannel.{}"), (VNIS_MOST[6], DUAL, "flannel-v6.{}")])
+def test_a_vni_that_its_devices_name_has_room_for_is_taken(vni: int, families: str, name: str) -> None:
+    assert parse_vxlan_config(config(f'"VNI": {vni}', families)).vni == vni
+    assert len(name.format(vni)) <= 15
+    if vni:
+        assert len(name.format(vni + 1)) > 15
+        with pytest.raises(ConfigError, match=f"Backend.VNI {vni + 1}: at most {vni}, for it has to fit into the name"):
+            config(f'"VNI": {vni + 1}', families)
 
 
 @pytest.mark.parametrize(("keys", "complaint"), [
-    (f'"VNI": {VNI_MOST + 1}', f"Backend.VNI {VNI_MOST + 1}: a number of 24 bits, at most {VNI_MOST}"),
     ('"VNI": "1"', 'Backend.VNI "1": a whole number'),
     ('"VNI": -1', "Backend.VNI -1: a whole number"),
     ('"Port": 65536', f"Backend.Port 65536: a UDP port up to 65535, or 0 for {VXLAN_PORT}"),
