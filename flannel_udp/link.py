@@ -81,6 +81,8 @@ class Route:
     """Who made it: 2 the kernel, 3 a command line, flannel too; netlink.ROUTE_PROTOCOL is ours."""
     blackhole: bool = False
     """Packets end here; there is no link then, though IPv6 names lo."""
+    unicast: bool = True
+    """It leads to one other host: not to this one, and not to all on a link."""
 
 
 @dataclass(frozen=True)

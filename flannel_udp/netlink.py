@@ -27,7 +27,7 @@ IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80  # linux/i
 IFA_F_TENTATIVE = 0x40  # stays set beside IFA_F_DADFAILED
 Message: TypeAlias = Any  # what pyroute2 parsed: it comes without types
 AF_BRIDGE = 7  # linux/socket.h
-MAIN_TABLE, RTN_BLACKHOLE = 254, 6  # linux/rtnetlink.h
+MAIN_TABLE, RTN_UNICAST, RTN_BLACKHOLE = 254, 1, 6  # linux/rtnetlink.h
 # Our choice: by this number (`ip route show proto 82`) the daemon's routes are known. Numbers above 4 belong to
 # daemons, and no routing daemon that iproute2's rt_protos lists has this one.
 ROUTE_PROTOCOL = 82
@@ -313,4 +313,4 @@ def _route(message: Message) -> Route:
     index = first["oif"] if hops else first.get_attr("RTA_OIF")
     return Route(ip_network(f"{destination}/{message['dst_len']}") if destination else None, index,
                  ip_address(gateway) if gateway else None, ip_address(source) if source else None, message["proto"],
-                 message["type"] == RTN_BLACKHOLE)
+                 message["type"] == RTN_BLACKHOLE, message["type"] == RTN_UNICAST)

@@ -58,6 +58,8 @@ class HostGwBackend:
     def _route(self, lease: Lease, family: int) -> DirectRoute:
         address = host_of(lease, family)
         way = self._links.route_to(address)
+        if way and not way.unicast:
+            raise LeaseError(f"{PUBLIC[family]} {address} is not the address of one other host")
         if way is None or way.index != self._external.index or way.gateway or way.blackhole:
             by = f"is reached by way of {way.gateway}" if way and way.gateway else f"is not on {self._external.name}"
             raise LeaseError(f"{PUBLIC[family]} {address} {by}: host-gw needs all nodes on one link")

@@ -152,6 +152,7 @@ class KernelRoutes:
             return
         except NetlinkError as error:
             self._failed(error)
+            self._asked_again.append(lease.key)
             return
         self.skipped.pop(lease.key, None)
         self._use(lease.key, routes)

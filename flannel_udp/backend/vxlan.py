@@ -135,12 +135,13 @@ class VxlanBackend:
     def direct(self, lease: Lease) -> tuple[DirectRoute, ...]:
         """With DirectRouting the kernel's routes to a peer that can be reached without a router in between."""
         found = []
-        for tunnel in self.tunnels if self._direct else ():
+        for tunnel in self._own if self._direct else ():
             try:
                 hop = tunnel.next_hop(lease)
             except LeaseError:
                 continue  # the tunnel's peers tell why
             way = self._links.route_to(hop.underlay)
-            if way and way.gateway is None and way.index and not way.blackhole:
+            own = hop.underlay in tunnel.network  # by way of the tunnel's own device
+            if way and way.gateway is None and way.index and way.unicast and not own:
                 found.append(DirectRoute(hop.subnet, hop.underlay, way.index))
         return tuple(found)

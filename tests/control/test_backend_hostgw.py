@@ -80,6 +80,7 @@ def test_a_peer_gets_a_route_for_each_family_that_both_have(more: str, lease: Le
      "PublicIP 192.0.2.2 is reached by way of 192.0.2.254: host-gw needs all nodes on one link"),
     (peer(), {THERE: Route(None, 3)}, "PublicIP 192.0.2.2 is not on eth0: host-gw needs all nodes on one link"),
     (peer(), {THERE: None}, "PublicIP 192.0.2.2 is not on eth0: host-gw needs all nodes on one link"),
+    (peer(), {THERE: Route(None, 2, unicast=False)}, "PublicIP 192.0.2.2 is not the address of one other host"),
     (peer(subnet=None), {}, "has no subnet of a family that this node has"),
 ])
 def test_a_peer_that_is_not_on_the_link_is_refused(lease: Lease, ways: dict[Address, Route | None],

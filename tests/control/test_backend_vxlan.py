@@ -104,14 +104,15 @@ def test_tunnel_addresses_are_the_subnets_own_and_alone(options: NodeOptions) ->
 
 def test_a_peer_is_reached_in_the_coat_that_its_kernel_wants(options: NodeOptions) -> None:
     """As scapy builds it: no flag but that of the VNI, no reserved bit, its MAC, ours, the family's EtherType."""
-    first, second = (tunnel.next_hop(peer()) for tunnel in made(options, DUAL, ', "VNI": 70000, "Port": 4789').tunnels)
+    first, second = (tunnel.next_hop(peer()) for tunnel in made(options, DUAL, ', "VNI": 9999, "Port": 4789').tunnels)
     known = vtep.known(options)
-    for hop, source, inner in ((first, known["flannel.70000"], IP()), (second, known["flannel-v6.70000"], IPv6())):
-        built = bytes(VXLAN(vni=70000, flags="Instance") / Ether(dst=PEER, src=source.hex(":")) / inner)
+    for hop, source, inner in ((first, known["flannel.9999"], IP()), (second, known["flannel-v6.9999"], IPv6())):
+        built = bytes(VXLAN(vni=9999, flags="Instance") / Ether(dst=PEER, src=source.hex(":")) / inner)
         assert (hop.coat, hop.port) == (built[:VXLAN_COAT], 4789)
     assert (str(first.subnet), str(first.underlay)) == ("10.5.3.0/24", "192.0.2.2")
     assert (str(second.subnet), str(second.underlay)) == ("fd00:5:0:3::/64", "2001:db8::2")
     assert made(options).tunnels[0].next_hop(peer()).port == VXLAN_PORT
+    assert made(options, keys=', "VNI": 1193046').tunnels[0].next_hop(peer()).coat[4:8] == bytes.fromhex("12345600")
 
 
 def test_a_peers_vni_is_not_looked_at_as_by_flannel(options: NodeOptions) -> None:
@@ -148,8 +149,14 @@ def test_direct_routing_is_for_peers_without_a_router_in_between(options: NodeOp
     ways.to["2001:db8::2"] = Route(None, 3)
     assert [str(route.subnet) for route in direct(peer())] == ["10.5.3.0/24", "fd00:5:0:3::/64"]
     assert [str(route.subnet) for route in direct(peer(data={}))] == ["fd00:5:0:3::/64"]
-    ways.to["192.0.2.2"] = Route(None, 1, blackhole=True)
+    ways.to["192.0.2.2"] = Route(None, 2, unicast=False)
     assert [str(route.subnet) for route in direct(peer())] == ["fd00:5:0:3::/64"]
+
+
+def test_a_peer_that_claims_to_be_in_the_overlay_is_not_routed_to_directly(options: NodeOptions) -> None:
+    ways = Ways()
+    ways.to["10.5.9.9"] = Route(IPv4Network("10.5.0.0/16"), 3)  # the tunnel's own device
+    assert made(options, "", ', "DirectRouting": true', ways=ways).direct(peer(public_ip="10.5.9.9")) == ()
 
 
 def test_without_direct_routing_nobody_asks_for_ways(options: NodeOptions) -> None:

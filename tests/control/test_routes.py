@@ -67,10 +67,13 @@ class Backend:
         self.index = 2
         self.behind: set[str] = set()
         self.strict = False
+        self.trouble = ""
         self.asked = 0
 
     def direct(self, lease: Lease) -> tuple[DirectRoute, ...]:
         self.asked += 1
+        if self.trouble:
+            raise NetlinkError(self.trouble)
         assert lease.subnet
         assert lease.attrs.public_ip
         if str(lease.attrs.public_ip) not in self.behind:
@@ -242,6 +245,17 @@ def test_what_the_kernel_refuses_is_told_and_tried_again(world: World, clock: Cl
     world.routes.tick()
     assert world.problems.of("routes") is None
     assert world.table.told() == {"10.5.2.0/24": "192.0.2.2@2"}
+
+
+def test_a_way_that_the_kernel_did_not_tell_is_asked_for_again(world: World, clock: Clock) -> None:
+    world.backend.trouble = "cannot find the route to 192.0.2.2: No buffer space available"
+    world.routes.reset([lease(2)])
+    assert world.table.told() == {}
+    world.backend.trouble = ""
+    clock.now += LOOK
+    world.routes.tick()
+    assert world.table.told() == {"10.5.2.0/24": "192.0.2.2@2"}
+    assert world.problems.of("routes") is None
 
 
 def test_a_long_table_is_looked_at_less_often(world: World, clock: Clock) -> None:

@@ -1,15 +1,18 @@
 """host-gw and alloc with real daemons: routes on one link, nobody behind a router, what stays and what goes."""
 
+import json
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flannel_udp.registry import open_registry
 from flannel_udp.subnet_env import read_subnet_env
 
-from ..conftest import require_commands, require_namespaces, wait_until
+from ..conftest import require_commands, require_namespaces, require_tun, wait_until
 from .node_daemon import Daemon, flags
 from .routed import ROUTER, Overlay, add_far_node, add_router, direct
 from .topology import Topology
@@ -131,3 +134,24 @@ def test_alloc_leases_a_subnet_and_nothing_else(topology: MakeTopology, tmp_path
     status = one.status()
     assert (status["backend"], status["devices"], status["skipped_peers"], status["warnings"]) == ("alloc", [], [], [])
     assert one.node.run("ip", "route", "show", "proto", "82").stdout == ""
+
+
+@pytest.mark.parametrize("backend", [{"Type": "host-gw"}, {"Type": "vxlan", "DirectRouting": True}])
+def test_no_lease_of_a_stranger_makes_this_node_unready(topology: MakeTopology, tmp_path: Path,
+                                                        backend: dict[str, Any]) -> None:
+    """Public addresses that the kernel takes for no gateway: of a link's broadcasts, of this host, in the overlay."""
+    require_tun()
+    node = topology(1).nodes[0]
+    node.ip("link add br9 type bridge", "addr add 192.0.2.9/32 dev br9")
+    overlay = Overlay(tmp_path, backend)
+    one = overlay.daemon(node)
+    registry = open_registry(overlay.registry)
+    for number, address in enumerate(("192.0.2.255", "192.0.2.9", "10.5.222.1", "192.0.2.77"), 200):
+        value = {"PublicIP": address, "PublicIPv6": None, "BackendType": backend["Type"],
+                 "BackendData": {"VNI": 1, "VtepMAC": f"0a:5e:00:53:00:{number:x}"}}
+        registry.create(f"10.5.{number}.0-24", json.dumps(value).encode(), 600, registry.snapshot().revision)
+    registry.close()
+    wait_until(lambda: direct(one) == {"10.5.203.0/24": "192.0.2.77"}, "the last one, which is a node, is routed to")
+    assert one.status()["warnings"] == []
+    told = [row["lease"] for row in one.status()["skipped_peers"]]
+    assert told == ([f"10.5.{number}.0-24" for number in (200, 201, 202)] if backend["Type"] == "host-gw" else [])
