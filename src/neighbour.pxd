@@ -29,10 +29,14 @@ cdef inline bint is_arp(const uint8_t *frame) noexcept nogil:
 
 
 cdef inline bint is_solicitation(const uint8_t *packet, uint32_t length) noexcept nogil:
-    """Tell whether a validated IPv6 packet asks for a neighbour, and may be answered."""
+    """Tell whether a validated IPv6 packet asks for a neighbour, and may be answered.
+
+    One that was routed is no question (RFC 4861, 7.1.1), but a packet for the node that it is sent to.
+    """
     cdef const Ipv6Header *ip = <const Ipv6Header *>packet
     return (length >= IPV6_HEADER + ICMP_HEADER + 16 and ip.next_header == NEXT_ICMPV6
-            and packet[IPV6_HEADER] == ICMPV6_NEIGHBOUR_SOLICITATION and load128(ip.source) != 0)
+            and ip.hop_limit == NEIGHBOUR_HOP_LIMIT and packet[IPV6_HEADER] == ICMPV6_NEIGHBOUR_SOLICITATION
+            and load128(ip.source) != 0)
 
 
 cdef inline bint arp_asks(const ArpHeader *arp, uint32_t length) noexcept nogil:

@@ -114,6 +114,16 @@ def test_other_discoveries_are_not_answered(question: Any, outcome: str) -> None
         rig.comes_to("out", {outcome: 1})
 
 
+def test_a_discovery_that_was_routed_is_a_packet() -> None:
+    """A pod's to a pod of a peer: the kernel took a hop from it, and so it is not asked of this link."""
+    asked = solicitation("fd05:0:0:2::9", "fd05:0:0:1::5")
+    asked[IPv6].dst, asked[IPv6].hlim = "fd05:0:0:2::9", 254
+    with tap(6) as rig:
+        ask(rig, asked)
+        assert rig.receive()[22:] == bytes(asked[IPv6])
+        rig.comes_to("out", {"sent": 1})
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_no_frame_of_another_kind_leaves(family: int) -> None:
     other = (UDP6 if family == 4 else UDP4).packet(b"")
