@@ -288,8 +288,9 @@ def _quieten(tun: Tun, links: TunLinks) -> Iterator[str]:
         # No link-local address, and thus no router solicitations.
         wanted = {"addr_gen_mode": 1, "accept_ra": 0}
     if tun.tap and tun.network.version == 6:
-        # Of forwarded packets the kernel asks for neighbours by its link-local address alone, and nobody else has it.
-        wanted = {"accept_dad": 0, "accept_ra": 0}
+        # Of forwarded packets the kernel asks for neighbours by its link-local address alone, and nobody else has it;
+        # a host's default may be that new devices get none.
+        wanted = {"addr_gen_mode": 0, "accept_dad": 0, "accept_ra": 0}
     refused = {}
     for key, value in wanted.items():
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6 makes no IPv6 noise

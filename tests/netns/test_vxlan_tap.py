@@ -1,5 +1,6 @@
 """A TAP instead of a TUN: a device that to tools looks as flannel's, beside kernels, TUNs and other TAPs."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -69,6 +70,19 @@ def test_pods_and_what_nobody_leases(pair: Callable[..., tuple[Agent, Agent | Ke
     nobody = "10.5.77.1" if family == 4 else "fd05:0:0:77::1"
     assert one.node.ping(nobody, "-W", "0.2").returncode
     one.wait_for("out", "neighbour_unknown")
+
+
+def test_pods_on_a_host_whose_new_devices_get_no_link_local_address(topology: Callable[..., Topology]) -> None:
+    """Such is the default of some network managers: forwarded packets need one, for the kernel to ask by."""
+    require_tun()
+    near, far = topology(2).nodes
+    near.run("sysctl", "-qw", "net.ipv6.conf.default.addr_gen_mode=1")
+    one, two = Agent(near, 6, vxlan=True, tap=True), KernelVxlan(far, 6)
+    with contextlib.closing(one):
+        one.knows(two)
+        two.knows(one)
+        pods = [end.node.add_pod(end.subnet, 1400) for end in (one, two)]
+        assert pods[0].ping(pods[1].address).returncode == 0
 
 
 @FAMILIES
