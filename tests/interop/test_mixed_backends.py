@@ -7,6 +7,7 @@ either sort on its link and beyond it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -22,7 +23,7 @@ from flannel_udp._dataplane import VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6
 from ..conftest import wait_until
 from ..netns.ethtool import offloads_off
 from ..netns.node_daemon import Daemon
-from ..netns.transfer import bad_checksums, datagrams, transfer
+from ..netns.transfer import bad_checksums, conversation, datagrams, transfer
 from .mixed import FAR_MTU, Agent, Mixed, add_pod, mixed_cluster, narrow_ipv6, subnets
 
 if TYPE_CHECKING:
@@ -192,8 +193,8 @@ def macs(mixed: Mixed, agent: Agent) -> list[str]:
 
 @every_kind
 def test_either_restarts_and_takes_the_place_of_the_other(mixed: Mixed) -> None:
-    """Subnets stay; MAC addresses stay where ours comes after flannel, whose device it finds."""
-    containers(mixed)
+    """Subnets stay; MAC addresses stay where ours comes after flannel, whose device it finds; connections live on."""
+    one, other, third, _ = containers(mixed)
     theirs, ours = mixed.agents[:2]
     before = [(subnets(agent), macs(mixed, agent)) for agent in (theirs, ours)]
 
@@ -202,16 +203,21 @@ def test_either_restarts_and_takes_the_place_of_the_other(mixed: Mixed) -> None:
         for agent in mixed.agents[:2]:
             agent.end(signal.SIGTERM)
         mixed.agents[:2] = [make(node) for make, node in zip(makers, nodes, strict=True)]
+        for go_on in spoken:
+            go_on()
         mixed.await_all()
         return [(subnets(agent), macs(mixed, agent)) for agent in mixed.agents[:2]]
 
-    assert replace(mixed.theirs, mixed.ours) == before
-    swapped = replace(mixed.ours_otherwise, mixed.theirs)
-    assert swapped[0] == before[0], "ours took over subnet and MAC"
-    assert swapped[1][0] == before[1][0]
-    back = replace(mixed.theirs, mixed.ours)
-    assert [kept for kept, _ in back] == [kept for kept, _ in before]
-    assert back[1] == swapped[1], "ours took over subnet and MAC"
+    with contextlib.ExitStack() as closing:
+        spoken = [closing.enter_context(conversation(client, server, address))
+                  for (client, _), (server, addresses) in permutations((one, other, third), 2) for address in addresses]
+        assert replace(mixed.theirs, mixed.ours) == before
+        swapped = replace(mixed.ours_otherwise, mixed.theirs)
+        assert swapped[0] == before[0], "ours took over subnet and MAC"
+        assert swapped[1][0] == before[1][0]
+        back = replace(mixed.theirs, mixed.ours)
+        assert [kept for kept, _ in back] == [kept for kept, _ in before]
+        assert back[1] == swapped[1], "ours took over subnet and MAC"
 
 
 @pytest.mark.parametrize("mixed", ["vxlan", "vxlan-dual", "host-gw-dual"], indirect=True)

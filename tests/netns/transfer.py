@@ -1,11 +1,12 @@
 """Bytes from place to place over TCP and UDP, compared by their hashes; and the checksums that kernels found wrong."""
 
+import contextlib
 import hashlib
 import os
 import re
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -15,6 +16,8 @@ from .topology import Place
 
 BLOCK = os.urandom(1 << 20)
 UDP_SEGMENT = 103  # linux/udp.h
+SPOKEN = 10_000
+"""Bytes, more than a packet holds."""
 
 
 def transfer(client: Place, server: Place, address: IPv4Address | IPv6Address, size: int, salt: int = 0) -> None:
@@ -73,6 +76,28 @@ def datagrams(client: Place, server: Place, address: IPv4Address | IPv6Address, 
         answers = {sender.recv(1 << 16) for _ in pieces}
         answering.result()
     assert answers == {hashlib.sha256(piece).digest() for piece in pieces}
+
+
+@contextlib.contextmanager
+def conversation(client: Place, server: Place, address: IPv4Address | IPv6Address) -> Iterator[Callable[[], None]]:
+    """A TCP connection, to be seen alive again and again: what is yielded sends and answers some bytes."""
+    with server.entered():
+        listener = socket.create_server((f"{address}", 0), family=family_of(address))
+    listener.settimeout(DEADLINE)
+    with client.entered():
+        asking = socket.create_connection(listener.getsockname()[:2], DEADLINE)
+    with listener, asking:
+        answering, _ = listener.accept()
+        with answering:
+            answering.settimeout(DEADLINE)
+
+            def go_on() -> None:
+                for one, other in ((asking, answering), (answering, asking)):
+                    one.sendall(BLOCK[:SPOKEN])
+                    with other.makefile("rb") as heard:
+                        assert heard.read(SPOKEN) == BLOCK[:SPOKEN]
+
+            yield go_on
 
 
 def bad_checksums(place: Place) -> int:
