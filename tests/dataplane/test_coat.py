@@ -124,11 +124,9 @@ def test_the_ethertype_does_not_make_a_packet(family: int) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 def test_each_reason_is_counted_and_nothing_answered(family: int) -> None:
     """Through a running Worker: the one good packet comes out of the TUN, the others stand in the counters."""
-    peer = "127.0.0.2" if family == 4 else "::1"
     bad = {"bad_flags": b"\x0c", "other_vni": VXLAN(flags=8, vni=1), "other_mac": {"dst": OTHER},
            "own_mac": {"src": OURS}, "other_ethertype": {"type": 0x88CC}}
     with Rig(family, coat=expected(family), expected=expected(family), ttl_step=0) as rig:
-        assert packed(peer)
         good = datagram(family)
         for reason in bad.values():
             if isinstance(reason, bytes):
