@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PREFIX = "flannel_udp_"
 HANDED_OVER = {"out": "sent", "in": "delivered"}
+ANSWERED = "neighbour_told"  # ended here, and yet is no loss
 OFFLOAD_STATES = ("granted", "refused", "given up", "off")
 CONFIG_STATES = ("changed", "invalid")
 _PROCESS = ProcessCollector(registry=None)  # process_cpu_seconds_total and its like, as every client has them
@@ -113,14 +114,18 @@ def _peers(paths: Sequence[Mapping[str, Any]], direct: Mapping[str, Any]) -> Ite
 
 
 def _packets(paths: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
-    """Each outcome once: what was handed over, and of the rest why it was dropped."""
+    """Each outcome once: what was handed over or answered, and of the rest why it was dropped."""
     yield _labelled(CounterMetricFamily, "packets", "packets that were sent to a node, or delivered from one",
                     ("direction", "family"), (((way, family), told["outcomes"][HANDED_OVER[way]]["count"])
                                               for family, way, told in _ways(paths)))
+    yield _labelled(CounterMetricFamily, "neighbour_answers",
+                    "questions for a peer's MAC address that were answered; TAP only",
+                    ("direction", "family"), (((way, family), told["outcomes"][ANSWERED]["count"])
+                                              for family, way, told in _ways(paths) if ANSWERED in told["outcomes"]))
     yield _labelled(CounterMetricFamily, "dropped_packets", "packets that were dropped, by reason",
                     ("direction", "family", "reason"),
                     (((way, family, reason), outcome["count"]) for family, way, told in _ways(paths)
-                     for reason, outcome in told["outcomes"].items() if reason != HANDED_OVER[way]))
+                     for reason, outcome in told["outcomes"].items() if reason not in (HANDED_OVER[way], ANSWERED)))
 
 
 def _events(paths: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:

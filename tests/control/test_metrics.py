@@ -71,12 +71,13 @@ def test_every_outcome_is_exposed_exactly_once() -> None:
     exposed = samples(told)
     seen = 0
     for direction, name, counter in counted(told, "outcomes"):
-        passed = name in ("sent", "delivered")
-        key = ("packets_total", direction, "ipv4") if passed else ("dropped_packets_total", direction, "ipv4", name)
+        own = {"sent": "packets_total", "delivered": "packets_total", "neighbour_told": "neighbour_answers_total"}
+        key = (own.get(name, "dropped_packets_total"), direction, "ipv4", *([] if name in own else [name]))
         assert [series for series, value in exposed.items() if value == counter["count"]] == [key]
         seen += 1
     assert seen == sum(2 if way == "both" else 1 for _, way, _ in OUTCOMES)
-    packets = [value for (name, *_), value in exposed.items() if name in ("packets_total", "dropped_packets_total")]
+    packets = [value for (name, *_), value in exposed.items()
+               if name in ("packets_total", "neighbour_answers_total", "dropped_packets_total")]
     assert len(packets) == seen
     assert sum(packets) == sum(counter["count"] for _, _, counter in counted(told, "outcomes"))
 
