@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flannel_udp import logs
@@ -70,6 +71,7 @@ def keep(options: NodeOptions, macs: dict[str, bytes]) -> None:
                             "another after each restart (--state-dir names another folder)") from error
 
 
+@cache  # the loops and the peers' coats have it for as long as the process lives, whatever becomes of the file
 def mac_of(options: NodeOptions, device: str) -> bytes:
     """The MAC of this device, made and kept if there is none yet: any of its own choice, marked as such, as flannel."""
     found = known(options)

@@ -135,6 +135,13 @@ def test_who_cannot_be_reached_is_refused_with_the_reason(options: NodeOptions, 
     assert str(refusal.value) == reason
 
 
+def test_the_mac_outlives_its_file_in_a_process(options: NodeOptions) -> None:
+    """Loops and coats have it: another one after a change of the underlay would be dropped here."""
+    told = made(options).attrs()
+    vtep.file_of(options).unlink()
+    assert made(options).attrs() == told
+
+
 def test_learning_is_taken_with_a_word_about_it(options: NodeOptions, said: io.StringIO) -> None:
     made(options, keys=', "Learning": true')
     assert "Backend.Learning has no effect here" in said.getvalue()
