@@ -94,8 +94,11 @@ class Backend(Protocol):
     def attrs(self) -> LeaseAttrs:
         """What this node's lease tells its peers."""
 
-    def direct(self, lease: Lease) -> tuple[DirectRoute, ...]:
-        """The kernel's routes that reach a peer without a tunnel; none where it is reached through one, or not."""
+    def direct(self, lease: Lease) -> Iterable[DirectRoute]:
+        """The kernel's routes that reach a peer without a tunnel; none where it is reached through one, or not.
+
+        LeaseError, after those that there are, says why there are no more.
+        """
 
 
 BACKENDS: Mapping[str, Maker] = {"udp": UdpBackend, "vxlan": VxlanBackend, "host-gw": HostGwBackend,

@@ -14,6 +14,8 @@ from flannel_udp.errors import LeaseError, UnderlayError
 from flannel_udp.lease import LeaseAttrs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flannel_udp.backend import Tunnel
     from flannel_udp.config import NetworkConfig
     from flannel_udp.lease import Lease
@@ -45,15 +47,24 @@ class HostGwBackend:
         return LeaseAttrs(self._external.address if 4 in self._families else None,
                           self._external.address6 if 6 in self._families else None, self.name)
 
-    def direct(self, lease: Lease) -> tuple[DirectRoute, ...]:
-        """A route for each family that both nodes have; LeaseError says why there is none."""
+    def direct(self, lease: Lease) -> Iterator[DirectRoute]:
+        """A route for each family that both nodes have; LeaseError says at last why one has none."""
         if lease.attrs.backend_type != self.name:
             other = lease.attrs.backend_type or "udp or alloc"
             raise LeaseError(f"is a node of the {other} backend, which sends no packets to {self.name} nodes")
         families = [family for family in self._families if (lease.subnet if family == 4 else lease.ipv6_subnet)]
         if not families:
             raise LeaseError("has no subnet of a family that this node has")
-        return tuple(self._route(lease, family) for family in families)
+        reasons = []
+        for family in families:
+            try:
+                route = self._route(lease, family)
+            except LeaseError as error:  # the other family may have its way all the same
+                reasons.append(str(error))
+            else:
+                yield route
+        if reasons:
+            raise LeaseError("; ".join(reasons))
 
     def _route(self, lease: Lease, family: int) -> DirectRoute:
         address = host_of(lease, family)

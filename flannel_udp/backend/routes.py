@@ -60,7 +60,7 @@ class KernelRoutes:
         self._look_at = 0.0
         self._trouble = ""
         self.skipped: dict[str, str] = {}
-        """By the lease's key: why a peer has no route, where there is no tunnel to it either."""
+        """By the lease's key: why a peer, or a family of it, has no route, where there is no tunnel to it either."""
 
     def use(self, backend: Backend) -> None:
         """Take the same kind of backend on another underlay."""
@@ -142,27 +142,29 @@ class KernelRoutes:
 
     def _ask(self, lease: Lease) -> None:
         """See whether a peer is reached directly now, and set or delete its routes."""
+        routes, reason = [], ""
         try:
-            routes = tuple(self._fitting(self._backend.direct(lease)))
+            for route in self._backend.direct(lease):
+                self._check(route)
+                routes.append(route)
         except LeaseError as error:
-            self._use(lease.key, ())
-            if self.skipped.get(lease.key) != str(error):
-                self.skipped[lease.key] = str(error)
-                _log.warning("peer skipped", lease=lease.key, reason=error)
-            return
+            reason = str(error)
         except NetlinkError as error:
             self._failed(error)
-            self._asked_again.append(lease.key)
+            if lease.key not in self._asked_again:
+                self._asked_again.append(lease.key)
             return
-        self.skipped.pop(lease.key, None)
-        self._use(lease.key, routes)
+        self._use(lease.key, tuple(routes))
+        before = self.skipped.pop(lease.key, "")
+        if reason:
+            self.skipped[lease.key] = reason
+            if reason != before:
+                _log.warning("peer skipped", lease=lease.key, reason=reason)
 
-    def _fitting(self, routes: Iterable[DirectRoute]) -> Iterator[DirectRoute]:
+    def _check(self, route: DirectRoute) -> None:
         """Let no lease lead packets of other networks anywhere, whatever it says."""
-        for route in routes:
-            if not any(within(route.subnet, network) for network in self._networks):
-                raise LeaseError(f"subnet {route.subnet} lies outside the network")
-            yield route
+        if not any(within(route.subnet, network) for network in self._networks):
+            raise LeaseError(f"subnet {route.subnet} lies outside the network")
 
     def _use(self, key: str, routes: tuple[DirectRoute, ...]) -> None:
         """Have these routes for a lease, and no longer the ones that it had."""

@@ -70,7 +70,7 @@ def test_a_node_behind_nat_is_refused() -> None:
 ])
 def test_a_peer_gets_a_route_for_each_family_that_both_have(more: str, lease: Lease, subnets: list[object]) -> None:
     gateways = {4: THERE, 6: THERE6}
-    assert made(more).direct(lease) == tuple(DirectRoute(one, gateways[one.version], 2) for one in subnets)  # type: ignore[arg-type, attr-defined]
+    assert tuple(made(more).direct(lease)) == tuple(DirectRoute(one, gateways[one.version], 2) for one in subnets)  # type: ignore[arg-type, attr-defined]
 
 
 @pytest.mark.parametrize(("lease", "ways", "reason"), [
@@ -86,8 +86,16 @@ def test_a_peer_gets_a_route_for_each_family_that_both_have(more: str, lease: Le
 def test_a_peer_that_is_not_on_the_link_is_refused(lease: Lease, ways: dict[Address, Route | None],
                                                    reason: str) -> None:
     with pytest.raises(LeaseError) as refusal:
-        made(ways=Ways(ways)).direct(lease)
+        list(made(ways=Ways(ways)).direct(lease))
     assert str(refusal.value) == reason
+
+
+@pytest.mark.parametrize(("away", "stays"), [(THERE6, SUBNET), (THERE, SUBNET6)])
+def test_a_family_behind_a_router_leaves_the_other_its_route(away: Address, stays: object) -> None:
+    routes = made(DUAL, ways=Ways({away: Route(None, 2, gateway=away)})).direct(peer())
+    assert next(routes).subnet == stays
+    with pytest.raises(LeaseError, match=f"{away} is reached by way of {away}: host-gw needs all nodes on one link"):
+        next(routes)
 
 
 @pytest.mark.parametrize(("more", "value"), [

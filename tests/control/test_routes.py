@@ -1,6 +1,7 @@
 """routes: which peers' subnets the kernel routes to, held to that through whatever others do to the table."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -70,17 +71,18 @@ class Backend:
         self.trouble = ""
         self.asked = 0
 
-    def direct(self, lease: Lease) -> tuple[DirectRoute, ...]:
+    def direct(self, lease: Lease) -> Iterator[DirectRoute]:
         self.asked += 1
         if self.trouble:
             raise NetlinkError(self.trouble)
         assert lease.subnet
         assert lease.attrs.public_ip
         if str(lease.attrs.public_ip) not in self.behind:
-            return (DirectRoute(lease.subnet, lease.attrs.public_ip, self.index),)
-        if self.strict:
+            yield DirectRoute(lease.subnet, lease.attrs.public_ip, self.index)
+        elif self.strict:
             raise LeaseError("is behind a router")
-        return ()
+        if self.strict and lease.ipv6_subnet:
+            raise LeaseError("its IPv6 address is behind a router")
 
 
 class World:
@@ -133,6 +135,16 @@ def test_a_peer_behind_a_router_has_none_and_is_skipped_without_a_tunnel(world: 
     assert said.getvalue().count("peer skipped") == 1
     world.routes.change([], [lease(3)])
     assert world.routes.skipped == {}
+
+
+def test_of_a_peer_one_of_whose_families_has_no_way_the_other_has_its_route(world: World, said: io.StringIO) -> None:
+    world.backend.strict = True
+    dual = replace(lease(2), ipv6_subnet=IPv6Network("fd00:5:0:2::/64"))
+    for _ in range(2):
+        world.routes.reset([dual])
+    assert world.table.told() == {"10.5.2.0/24": "192.0.2.2@2"}
+    assert world.routes.skipped == {dual.key: "its IPv6 address is behind a router"}
+    assert said.getvalue().count("peer skipped") == 1
 
 
 def test_a_peer_that_moves_behind_a_router_and_back_is_followed(world: World) -> None:

@@ -125,6 +125,25 @@ def test_both_families_have_routes(topology: MakeTopology, tmp_path: Path) -> No
     assert (one.status()["skipped_peers"], one.status()["warnings"]) == ([], [])
 
 
+@pytest.mark.parametrize("kind", ["host-gw", "alloc"])
+def test_ipv6_alone(topology: MakeTopology, tmp_path: Path, kind: str) -> None:
+    require_namespaces()
+    nodes = topology(2)
+    add_router(nodes)
+    overlay = Overlay(tmp_path, {"Type": kind}, dual=True, ipv4=False)
+    one, two = (overlay.daemon(node) for node in nodes.nodes)
+    assert one.ipv6_subnet() != two.ipv6_subnet()
+    text = (one.home / "subnet.env").read_text()
+    assert "FLANNEL_SUBNET" not in text
+    assert "FLANNEL_MTU=1500\n" in text
+    if kind == "host-gw":
+        pods = [daemon.node.add_pod(daemon.ipv6_subnet(), 1500) for daemon in (one, two)]
+        wait_until(lambda: direct(one) and direct(two), "both have routes")
+        assert direct(one) == {f"{two.ipv6_subnet()}": f"{two.node.address6}"}
+        assert pods[0].ping(pods[1].address, "-M", "do", "-s", "1452").returncode == 0
+    assert (one.status()["skipped_peers"], one.status()["warnings"]) == ([], [])
+
+
 def test_alloc_leases_a_subnet_and_nothing_else(topology: MakeTopology, tmp_path: Path) -> None:
     require_namespaces()
     overlay = Overlay(tmp_path, {"Type": "alloc"})
