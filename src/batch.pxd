@@ -34,10 +34,10 @@ cdef struct Packet:
     uint32_t at                 # offset of the packet in the arena
     uint32_t length             # bytes
     uint32_t slot               # next hop: a slot of the FIB
-    uint16_t message            # place of its sender among the batch's; this and what follows: udp_to_tun only
-    uint16_t size               # payload of each datagram in a UDP super-packet that came as one; 0: unknown, or none
+    uint16_t message            # place of its sender among the batch's; tun_to_udp: number of the socket to leave by
+    uint16_t size               # udp_to_tun: payload of each datagram in a UDP super-packet that came as one; or 0
     uint8_t outcome             # an Outcome
-    uint8_t ecn                 # of the outer header
+    uint8_t ecn                 # udp_to_tun: of the outer header
 
 cdef struct Batch:
     uint8_t *arena              # ARENA bytes, or SLOTS of SLOT if that is more

@@ -2,6 +2,9 @@
 #
 #   read (tun) -> decide (forward) -> dress (segment, encap) into runs -> send; what ends here is answered with ICMP
 #
+# Where flows leave by several sockets a batch is dressed socket by socket: packets of a flow keep their order, and what
+# lies between those of another socket still makes one run.
+#
 # Each pass goes over one batch. A batch ends when the TUN has no more, or after a few super-packets, while they are
 # still in cache; then the loop sends. Nothing waits for company: only what is queued already is batched. Owns the
 # Way's batch and run; the block is borrowed from rcu_online() to the end of the batch.
@@ -10,7 +13,7 @@ from libc.errno cimport EAGAIN
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.time cimport timespec
 
-from batch cimport BATCH_GAP, Packet, batch_add, batch_clear, batch_has_room, batch_pass
+from batch cimport BATCH_GAP, BATCH_PACKETS, Packet, batch_add, batch_clear, batch_has_room, batch_pass
 from block cimport Block
 from coat cimport coat_mac
 from counters cimport (BAD_HEADER, BATCHES, FORWARD, FRAMES, NEIGHBOUR_TOLD, NEIGHBOUR_UNKNOWN, NOT_IP, OTHER_ETHERTYPE,
@@ -114,12 +117,19 @@ cdef inline Outcome decide(Way *way, const Block *block, Packet *packet, Templat
     return outcome
 
 
-cdef inline uint32_t lane_of(const Way *way, const uint8_t *inner, uint32_t length) noexcept nogil:
-    """Return the lane of a packet: of the sockets one by its flow, and its ECN bits where they are to be seen."""
-    cdef uint32_t lane = ecn_of(way.rules.family, inner) if way.rules.ecn else 0
-    if way.source_count > 1:
-        lane |= <uint32_t>(<uint64_t>flow_hash(way.rules.family, inner, length) * way.source_count >> 32) << 2
-    return lane
+cdef inline uint16_t source_of(const Way *way, const Packet *packet) noexcept nogil:
+    """Choose by its flow the socket that a packet leaves by."""
+    cdef uint32_t flow
+    if way.source_count == 1:
+        return 0
+    flow = flow_hash(way.rules.family, way.batch.arena + packet.at, packet.length)
+    return <uint16_t>(<uint64_t>flow * way.source_count >> 32)
+
+
+cdef inline uint32_t lane_of(const Way *way, const Packet *packet) noexcept nogil:
+    """Return the lane of a packet: its socket, and its ECN bits where they are to be seen."""
+    cdef uint32_t ecn = ecn_of(way.rules.family, way.batch.arena + packet.at) if way.rules.ecn else 0
+    return <uint32_t>packet.message << 2 | ecn
 
 
 cdef inline void join(Way *way, const Block *block, uint32_t slot, uint32_t lane, uint32_t length) noexcept nogil:
@@ -136,7 +146,7 @@ cdef inline void dress(Way *way, const Block *block, const Packet *packet) noexc
     cdef uint8_t *inner = way.batch.arena + packet.at
     cdef uint32_t coat = way.rules.coat_length
     coat_on(&way.rules, &block.peers.slots[packet.slot], inner)
-    join(way, block, packet.slot, lane_of(way, inner, packet.length), coat + packet.length)
+    join(way, block, packet.slot, lane_of(way, packet), coat + packet.length)
     run_piece(&way.run, inner - coat, coat + packet.length)
 
 
@@ -145,7 +155,7 @@ cdef inline void dress_super(Way *way, const Block *block, const Packet *packet,
     cdef const uint8_t *inner = way.batch.arena + packet.at
     cdef const Peer *peer = &block.peers.slots[packet.slot]
     cdef uint32_t coat = way.rules.coat_length
-    cdef uint32_t lane = lane_of(way, inner, packet.length)
+    cdef uint32_t lane = lane_of(way, packet)
     cdef uint32_t payload, i
     cdef uint8_t *header
     for i in range(plan.count):
@@ -158,25 +168,47 @@ cdef inline void dress_super(Way *way, const Block *block, const Packet *packet,
         run_piece(&way.run, inner + plan.header + i * plan.size, payload)
 
 
+cdef inline void dress_any(Way *way, const Block *block, const Packet *packet, const Template *plan) noexcept nogil:
+    """Enter a packet into the run, as one or divided."""
+    if plan.count:
+        dress_super(way, block, packet, plan)
+    else:
+        dress(way, block, packet)
+
+
+cdef inline void dress_by_source(Way *way, const Block *block, const Template *plans, uint64_t sources) noexcept nogil:
+    """Dress what is to be forwarded, socket by socket; `sources` has a bit for each that is needed."""
+    cdef const Packet *packet
+    cdef uint32_t source, i
+    for source in range(way.source_count):
+        for i in range(way.batch.count if sources >> source & 1 else 0):
+            packet = &way.batch.packets[i]
+            if packet.outcome == FORWARD and packet.message == source:
+                dress_any(way, block, packet, &plans[i])
+
+
 cdef inline void dress_packets(Way *way, const Block *block) noexcept nogil:
-    """Dress and send all that is to be forwarded, in order; answer and count what ends here."""
+    """Dress and send all that is to be forwarded, each socket's in order; answer and count what ends here."""
+    cdef Template plans[BATCH_PACKETS]
+    cdef uint64_t sources = 0
     cdef Packet *packet
-    cdef Outcome outcome
-    cdef Template plan
     cdef uint32_t i
     way.waited = False
     way.now = monotonic()
     for i in range(way.batch.count):
         packet = &way.batch.packets[i]
-        outcome = decide(way, block, packet, &plan)
-        way.counters.packets_in += max(plan.count, <uint32_t>1)
-        if outcome != FORWARD:
-            way.counters.outcome[<int>outcome] += max(plan.count, <uint32_t>1)
-            answer(way, block, way.batch.arena + packet.at, packet.length, outcome, 0)
-        elif plan.count:
-            dress_super(way, block, packet, &plan)
+        packet.outcome = <uint8_t>decide(way, block, packet, &plans[i])
+        packet.message = source_of(way, packet) if packet.outcome == FORWARD else 0
+        way.counters.packets_in += max(plans[i].count, <uint32_t>1)
+        if packet.outcome != FORWARD:
+            way.counters.outcome[packet.outcome] += max(plans[i].count, <uint32_t>1)
+            answer(way, block, way.batch.arena + packet.at, packet.length, <Outcome>packet.outcome, 0)
+        elif way.source_count == 1:
+            dress_any(way, block, packet, &plans[i])
         else:
-            dress(way, block, packet)
+            sources |= <uint64_t>1 << packet.message
+    if sources:
+        dress_by_source(way, block, plans, sources)
     send_run(way, block)
 
 

@@ -86,20 +86,23 @@ def test_each_flow_leaves_by_one_socket(family: int, sources: int) -> None:
         rig.wait_for("out", "sent", len(flows) + len(flows[::3]))
 
 
-def test_a_run_is_of_one_socket() -> None:
-    """Two flows of one size in turn: with one socket they may share a message, with many each has its own."""
+@pytest.mark.parametrize(("sources", "messages"), [(0, 1), (16, 2)])
+def test_a_run_is_of_one_socket(sources: int, messages: int) -> None:
+    """Two flows of one size in turn: they share a message, or each has one of its own, whole and in order."""
     flows = [replace(UDP4, sport=port) for port in (1, 2)]
     assert len({flow_hash(one.packet(b"")) * 16 >> 32 for one in flows}) == 2
-    for sources in (0, 16):
-        rig = Rig(4, ttl_step=0, sources=sources)
-        for _ in range(20):
-            for one in flows:
-                rig.give(one.packet(b"x"))
-        with rig:
-            for _ in range(40):
-                rig.receive()
-            rig.wait_for("out", "sent", 40)
-            assert (rig.events("out")["messages"] == 40) == (sources > 0)
+    rig = Rig(4, ttl_step=0, sources=sources)
+    given = [[one.packet(bytes([number])) for number in range(20)] for one in flows]
+    for packets in zip(*given, strict=True):
+        for packet in packets:
+            rig.give(packet)
+    with rig:
+        received = [rig.peer.recvfrom(2048) for _ in range(40)]
+        rig.wait_for("out", "sent", 40)
+        assert rig.events("out")["messages"] == messages
+    for packets in given:
+        assert [data for data, _ in received if data in packets] == packets
+        assert len({sender for data, sender in received if data in packets}) == 1
 
 
 def test_too_many_sockets() -> None:
