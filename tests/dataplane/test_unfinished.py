@@ -113,7 +113,7 @@ def test_other_protocols_and_fragments_stay() -> None:
     for fragment in (0x2000, 0x0001):
         part = bytearray(partial(UDP4, 100))
         part[6:8] = fragment.to_bytes(2, "big")
-        assert finish(bytes(part), 50, MTU)[0] == bytes(part)
+        assert finish(bytes(part), 50, MTU) == (bytes(part), 1, bytes(10))
     for data in (ipv4(protocol=1), ipv4(protocol=132), ipv4(payload=b""), ipv4(payload=bytes(7)), ipv6(payload=b""),
                  ipv6(next_header=44, payload=bytes(64)), ipv6(next_header=0, payload=bytes([17, 9]).ljust(20))):
         assert finish(data, 3, MTU) == (data, 1, bytes(10))

@@ -10,7 +10,9 @@ PURE = ("segment", "coalesce", "run", "rcu", "icmp", "coat", "ecn", "flow", "unf
 """Rooms whose tests look through the probe's window; all others are tested by a running Worker."""
 SEGMENT, COALESCE, RUN = (f"tests/dataplane/test_{room}.py" for room in ("segment", "coalesce", "run"))
 SEND, RECEIVE, REFUSALS = (f"tests/dataplane/test_{stem}.py" for stem in ("send", "receive", "refusals"))
-COAT, ECN, FLOW, UNFINISHED = (f"tests/dataplane/test_{stem}.py" for stem in ("coat", "ecn", "flow", "unfinished"))
+COAT, ECN, FLOW, UNFINISHED, NEIGHBOUR = (
+    f"tests/dataplane/test_{stem}.py" for stem in ("coat", "ecn", "flow", "unfinished", "neighbour"))
+VXLAN = "tests/netns/test_vxlan.py"
 WORKER, TRAPS, REAL = "tests/dataplane/test_worker.py", "tests/netns/test_traps.py", "tests/netns/test_refusals.py"
 
 
@@ -200,6 +202,8 @@ TABLE = [
          "    if not way.fragments and may_fragment(way, length):", "    if True:", f"{REFUSALS} -k answered_with"),
         ("trap 11: what may be fragmented is", "    if not way.fragments and may_fragment(way, length):",
          "    if False:", f"{REFUSALS} -k may_be_fragmented"),
+        ("trap 11: in fragments, and yet told", "    if not may_fragment(way, length):\n        answer(",
+         "    if False:\n        answer(", f"{VXLAN} -k narrow"),
         ("trap 11: IPv6 above its minimum is not fragmented", "return length <= IPV6_MINIMUM_MTU", "return True",
          f"{REFUSALS} -k above_its_minimum"),
         ("trap 11: refused fragments are counted", "    if error != EMSGSIZE:\n", "    if False:\n",
@@ -298,12 +302,18 @@ TABLE = [
         ("trap 8: the header checksum follows",
          "    ip.checksum = update16(ip.checksum, old, htons(<uint16_t>(ip.version_ihl << 8 | ip.tos)))\n", "",
          f"{ECN} -k table")),
+    *of("neighbour",
+        ("whether an ARP address is free is not answered", " and arp.sender_protocol != 0)", ")",
+         f"{NEIGHBOUR} -k other_q"),
+        ("only requests are answered", " and arp.operation == htons(ARP_REQUEST)", "", f"{NEIGHBOUR} -k other_q"),
+        ("whether an IPv6 address is free is not answered", " and load128(ip.source) != 0)", ")",
+         f"{NEIGHBOUR} -k other_d")),
     *of("flow",
         ("fragments go by their addresses", "if ip4.fragment & ~htons(IPV4_DONT_FRAGMENT):", "if False:",
          f"{FLOW} -k fragments")),
     *of("unfinished",
         ("trap 1: an unfinished checksum is seen", "if field != fold(pseudo(packet, protocol, length - start)):",
-         "if True:", f"{TRAPS} -k trap_01"),
+         "if True:", f"{UNFINISHED} -k plain_packet"),
         ("trap 1: what is finished is no super-packet", "if field != fold(pseudo(packet, protocol, length - start)):",
          "if False:", f"{UNFINISHED} -k finished_stays"),
         ("fragments are left alone", "if ip.fragment & ~htons(IPV4_DONT_FRAGMENT) == 0 else length", "",
@@ -343,6 +353,9 @@ TABLE = [
          f"{FLOW} -k run_is_of_one_socket"),
         ("without messages, a run may be as long as it can", "way.run_most if way.run_most > 1 else RUN_PACKETS",
          "way.run_most", f"{REFUSALS} -k the_answers_are")),
+    *of("tun_to_udp",
+        ("a TAP's offsets count from its link header", "    vnet.csum_start -= <uint16_t>way.link\n", "",
+         f"{NEIGHBOUR} -k out_super")),
     *of("way",
         ("trap 11: too big is answered", "TTL_EXPIRED, TOO_BIG, UNDERLAY_UNREACHABLE):", "TTL_EXPIRED):",
          f"{REFUSALS} -k answered_with"),
