@@ -56,6 +56,7 @@ def parser(*, exit_on_error: bool = True) -> argparse.ArgumentParser:
     parser.add_argument("--overlay", type=ip_network, required=True)
     parser.add_argument("--family", type=int, choices=(4, 6), default=4, help="of the addresses and the overlay")
     parser.add_argument("--backend", choices=("udp", "vxlan"), default="udp", help="whose record to forward by")
+    parser.add_argument("--device", choices=("tun", "tap"), default="tun", help="a tap for the backend vxlan only")
     parser.add_argument("--port", type=int, default=8285)
     parser.add_argument("--source-ports", type=int, default=0, help="to spread flows over; 0: all by the one port")
     parser.add_argument("--mtu", type=int, default=0, help="of the TUN; 0: what fits a link of 1500 bytes")
@@ -88,8 +89,9 @@ def street_doors(chosen: argparse.Namespace) -> Iterator[list[UnderlaySockets]]:
 
 @contextlib.contextmanager
 def front_door(chosen: argparse.Namespace, own: IPv4Network | IPv6Network) -> Iterator[list[int]]:
-    """Open the TUN's queues, with offloads and steering, address and route."""
-    flags = pytun.IFF_TUN | pytun.IFF_NO_PI | (0 if chosen.no_offload else pytun.IFF_VNET_HDR)
+    """Open the queues of the TUN or TAP, with offloads and steering, address and route."""
+    kind = pytun.IFF_TAP if chosen.device == "tap" else pytun.IFF_TUN
+    flags = kind | pytun.IFF_NO_PI | (0 if chosen.no_offload else pytun.IFF_VNET_HDR)
     if chosen.queues > 1:
         flags |= pytun.IFF_MULTI_QUEUE
     with contextlib.ExitStack() as closing:
@@ -105,7 +107,9 @@ def front_door(chosen: argparse.Namespace, own: IPv4Network | IPv6Network) -> It
             steer(descriptors[0])
         queue = f" txqueuelen {chosen.txqueuelen}" if chosen.txqueuelen else ""
         queue += f" gso_max_segs {chosen.gso_max_segs}" if chosen.gso_max_segs else ""
-        commands = f"""link set {tun.name} addrgenmode none
+        # A TAP asks for its neighbours' MACs, in IPv6 from an address of its link.
+        first = f"address {mac(chosen.number).hex(':')}" if chosen.device == "tap" else "addrgenmode none"
+        commands = f"""link set {tun.name} {first}
             addr add {own[0]}/{own.max_prefixlen} dev {tun.name}
             link set {tun.name} mtu {chosen.mtu}{queue} up
             route add {chosen.overlay} dev {tun.name}"""
@@ -117,8 +121,12 @@ def coat(chosen: argparse.Namespace, to: int, source: int) -> bytes:
     """Return what stands before a packet to a node, both by their numbers; nothing for the udp backend."""
     if chosen.backend == "udp":
         return b""
-    to_mac, source_mac = (bytes([2, 0, 0, 0, 0, number]) for number in (to, source))
-    return vtep.coat(VNI, to_mac, source_mac, ETHERTYPES[chosen.family])
+    return vtep.coat(VNI, mac(to), mac(source), ETHERTYPES[chosen.family])
+
+
+def mac(number: int) -> bytes:
+    """Return a node's VtepMAC, by its number."""
+    return bytes([2, 0, 0, 0, 0, number])
 
 
 def table(chosen: argparse.Namespace, own: IPv4Network | IPv6Network, peer: IPv4Network | IPv6Network) -> Forwarder:
@@ -159,12 +167,13 @@ def main() -> None:
     if chosen.sched_batch:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # the loops' threads inherit it
     offload = not chosen.no_offload
-    with front_door(chosen, own) as tuns, street_doors(chosen) as doors:
+    with front_door(chosen, own) as tuns, street_doors(chosen) as streets:
         queues = [
             Queue(tun, door.street.fileno(), door.path.fileno(), tuple(one.fileno() for one in door.sources))
-            for tun, door in zip(tuns, doors, strict=True)
+            for tun, door in zip(tuns, streets, strict=True)
         ]
-        forwarder.start(queues, ended, Doors(vnet=offload, uso=offload, segment=offload, mtu=chosen.mtu))
+        doors = Doors(vnet=offload, uso=offload, segment=offload, mtu=chosen.mtu, tap=chosen.device == "tap")
+        forwarder.start(queues, ended, doors)
         places = {"address", "peer", "number", "overlay"}
         print(json.dumps({name: value for name, value in vars(chosen).items() if name not in places}), flush=True)
         for _ in sys.stdin:

@@ -93,8 +93,8 @@ def test_a_run_is_of_one_socket(sources: int, messages: int) -> None:
     assert len({flow_hash(one.packet(b"")) * 16 >> 32 for one in flows}) == 2
     rig = Rig(4, ttl_step=0, sources=sources)
     given = [[one.packet(bytes([number])) for number in range(20)] for one in flows]
-    for packets in zip(*given, strict=True):
-        for packet in packets:
+    for in_turn in zip(*given, strict=True):
+        for packet in in_turn:
             rig.give(packet)
     with rig:
         received = [rig.peer.recvfrom(2048) for _ in range(40)]
