@@ -79,7 +79,7 @@ bench: prepare-bench all  ## the headline rows, five rounds of 5 s (root, 40 min
 bench-full: prepare-bench all  ## every load, link mode and setting (root, hours)
 	$(BIN)/python -m benchmarks.rivals full --save .cache/benchmarks/full $(RIVALS)
 
-bench-backends: prepare-bench all  ## the vxlan backend against udp, kernel VXLAN and flannel's, ten rounds (root, half an hour)
+bench-backends: prepare-bench all  ## the vxlan backend against udp, kernel VXLAN and flannel's, ten rounds (root, 40 minutes)
 	$(BIN)/python -m benchmarks.rivals backends --save .cache/benchmarks/backends $(RIVALS)
 
 # SCALE: options, see `python -m benchmarks.scale --help`. The first run builds etcd, and needs go.

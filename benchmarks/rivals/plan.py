@@ -6,7 +6,7 @@ from dataclasses import dataclass
 VETH, VXLAN, FLANNEL, WIREGUARD, OURS = "veth", "vxlan", "flannel", "wireguard-go", "flannel_udp"
 BUSY = "flannel_udp:busy-poll=50"
 OURS_VXLAN, FLANNEL_VXLAN = "flannel_udp:backend=vxlan", "flannel:backend=vxlan"
-BUSY_VXLAN = f"{OURS_VXLAN}+busy-poll=50"
+BUSY_VXLAN, TAP = f"{OURS_VXLAN}+busy-poll=50", f"{OURS_VXLAN}+device=tap"
 PROGRAMS = (FLANNEL, WIREGUARD, OURS, "daemon")
 START = "start"
 ALL, NO_TUNNEL, NONE = "all", "no-tunnel", "none"
@@ -98,10 +98,10 @@ STANDARD = (
 )
 POOLS = tuple(f"{OURS_VXLAN}+source-ports={ports}" for ports in (4, 16))
 BACKENDS = (
-    *(Row(ALL, load, (VXLAN, FLANNEL_VXLAN, OURS, OURS_VXLAN)) for load in ("tcp-1", "udp-64", "udp-1400")),
-    Row(ALL, "ask", (VXLAN, FLANNEL_VXLAN, OURS, OURS_VXLAN, BUSY_VXLAN)),
+    *(Row(ALL, load, (VXLAN, FLANNEL_VXLAN, OURS, OURS_VXLAN, TAP)) for load in ("tcp-1", "udp-64", "udp-1400")),
+    Row(ALL, "ask", (VXLAN, FLANNEL_VXLAN, OURS, OURS_VXLAN, BUSY_VXLAN, TAP)),
     *(
-        Row(mode, load, (VXLAN, OURS, OURS_VXLAN))
+        Row(mode, load, (VXLAN, OURS, OURS_VXLAN, TAP))
         for mode in (NO_TUNNEL, NONE)
         for load in ("tcp-1", "udp-64", "udp-1400", "ask")
     ),
@@ -111,7 +111,7 @@ BACKENDS = (
 FULL = (
     Row(ALL, START, PROGRAMS),
     *(
-        Row(mode, load, (*EVERY, BUSY, "flannel_udp:threads=1", "flannel_udp:threads=2", OURS_VXLAN, FLANNEL_VXLAN))
+        Row(mode, load, (*EVERY, BUSY, *(f"{OURS}:threads={n}" for n in (1, 2)), OURS_VXLAN, TAP, FLANNEL_VXLAN))
         for mode in (ALL, NO_TUNNEL, NONE)
         for load in (
             *(f"tcp-{flows}{way}" for flows in (1, 4, 16) for way in ("", "-in", "-both")),
