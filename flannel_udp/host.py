@@ -7,6 +7,7 @@ stay when the daemon ends, as flannel's, for the pods go on; the blackhole route
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -104,12 +105,16 @@ class Host:
 
     def peers_known(self, leases: Iterable[Lease]) -> None:
         """Remove the routes that flannel made by way of these nodes; before they are known, such may be anybody's."""
-        if not self._gateways:
+        known = self._gateways.keys() & {address for lease in leases
+                                         for address in (lease.attrs.public_ip, lease.attrs.public_ipv6)}
+        if not known:
             return
-        for lease in leases:
-            for address in (lease.attrs.public_ip, lease.attrs.public_ipv6):
-                if address in self._gateways:
-                    self._remove(self._gateways.pop(address))
+        left = {address: self._gateways.pop(address) for address in known}
+        if self._options.no_takeover:  # what is left is told: not what direct routes of ours have replaced by now
+            with contextlib.suppress(NetlinkError):
+                left = takeover.gateway_routes(self.networks, self._links)
+        for address in known:
+            self._remove(left.get(address, []))
 
     def move(self, lease: Lease) -> None:
         """Go over to another lease."""

@@ -97,6 +97,18 @@ def test_a_peer_that_gives_its_lease_back_loses_its_route(pair: Pair) -> None:
     assert direct(again) == {}
 
 
+def test_routes_of_flannels_are_replaced_and_no_longer_in_the_way(pair: Pair) -> None:
+    """With --no-takeover too: it is the peer's lease that wants the route."""
+    pair.one.end(signal.SIGTERM)
+    pair.one.node.ip(f"route replace {pair.two.subnet()} via {pair.two.node.address}")  # as flannel's host-gw leaves it
+    assert direct(pair.one) == {}
+    pair.one.argv.append("--no-takeover")
+    pair.one.start()
+    wait_until(pair.one.ready, "it is ready again")
+    wait_until(lambda: pair.way(pair.one, pair.two), "the route is ours")
+    assert pair.one.status()["warnings"] == []
+
+
 def test_a_node_behind_a_router_is_refused_with_the_reason(pair: Pair) -> None:
     router = add_router(pair.topology)
     far = pair.overlay.daemon(add_far_node(pair.topology, router, 3))
