@@ -165,7 +165,7 @@ class KernelVxlan:
             f"link add {self.name} address {mac_of(node.number).hex(':')} mtu {mtu} type vxlan id {VNI} "
             f"dstport {VXLAN_PORT} local {self.address} dev {node.interface} nolearning",
             f"link set {self.name} up",
-            f"addr add {self.tunnel}/{self.tunnel.max_prefixlen} dev {self.name}",
+            f"addr add {self.tunnel}/{self.tunnel.max_prefixlen} dev {self.name}{' nodad' if family == 6 else ''}",
         )
 
     def knows(self, *others: "Agent | KernelVxlan") -> None:
