@@ -73,7 +73,7 @@ bench-micro-compare:  ## the last two runs of bench-micro side by side
 bench-quick: prepare-bench all  ## the table of targets against kernel VXLAN and flannel, within 5 minutes (root)
 	$(BIN)/python -m benchmarks.rivals quick --save .cache/benchmarks/quick $(RIVALS)
 
-bench: prepare-bench all  ## the headline rows, five rounds of 5 s (root, 40 minutes)
+bench: prepare-bench all  ## the headline rows, five rounds of 5 s (root, half an hour)
 	$(BIN)/python -m benchmarks.rivals standard --save .cache/benchmarks/standard $(RIVALS)
 
 bench-full: prepare-bench all  ## every load, link mode and setting (root, hours)

@@ -93,8 +93,7 @@ STANDARD = (
     Row(ALL, "ask", (*TUNNELS, BUSY)),
     Row(ALL, "ask-apart", (VXLAN, FLANNEL, OURS, BUSY)),
     Row(ALL, START, PROGRAMS),
-    *(Row(mode, load, (VXLAN, OURS, OURS_VXLAN)) for mode in (NO_TUNNEL, NONE) for load in ("tcp-1", "udp-64")),
-    *(Row(ALL, load, IPV6) for load in ("tcp-1", "udp-64")),
+    *(Row(mode, load, (VXLAN, OURS)) for mode in (NO_TUNNEL, NONE) for load in ("tcp-1", "udp-64")),
 )
 POOLS = tuple(f"{OURS_VXLAN}+source-ports={ports}" for ports in (4, 16))
 BACKENDS = (
