@@ -33,8 +33,9 @@ DEFAULT_RESYNC = 5.0
 # Our choice: a queue takes two loops with up to 4 MiB each, and two of the 64 places for readers (src/rcu.pxd).
 QUEUES_MOST = 16
 
-# Our choice: so many more sockets for each queue. None until a benchmark shows what they give and cost.
-DEFAULT_SOURCE_PORTS = 0
+# Our choice, measured (docs/performance.md): so many more sockets for each queue cost nothing to be seen, while 16 slow
+# TCP of many flows down.
+DEFAULT_SOURCE_PORTS = 4
 
 
 def default_threads(queues: int = 1) -> int:
@@ -313,8 +314,8 @@ FLAGS = (
     Flag("no-udp-segment", "no_udp_segment", _boolean, "one datagram per message that is sent"),
     Flag("no-udp-gro", "no_udp_gro", _boolean, "one datagram per message that is received"),
     Flag("source-ports", "source_ports", _source_ports,
-         "for the vxlan backend: spread flows over so many more UDP source ports, so that networks with several ways, "
-         f"and peers with several cores, can tell them apart (default {DEFAULT_SOURCE_PORTS})",
+         "for the vxlan backend: spread flows over so many UDP source ports (0: the backend's alone), so that networks "
+         f"with several ways, and peers with several cores, can tell them apart (default {DEFAULT_SOURCE_PORTS})",
          "N"),
     Flag("healthz-ip", "healthz_ip", _listening_address,
          "where /healthz, /readyz and /metrics are served (default 0.0.0.0: everywhere, by IPv6 too)", "IP"),

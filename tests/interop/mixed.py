@@ -37,7 +37,7 @@ FAR6 = IPv6Network("2001:db8:0:1::/64")
 FAR_MTU = 1400
 """Of the router's way to either link: outer packets of 1500 bytes arrive in fragments."""
 
-CHOICES = ("--device", "tap", "--source-ports", "4", "--source-check", "strict")
+CHOICES = ("--device", "tap", "--source-ports", "0", "--source-check", "strict")
 """Of our second node: what a node chooses for itself is no matter of its peers."""
 
 
