@@ -148,6 +148,8 @@ def test_every_command_does_what_is_shown(document: Path, tmp_path: Path) -> Non
     assert done
     told, seen = Canonical(), Canonical()
     for command, printed, status in done:
+        if command.text.startswith("flannel-udp run"):  # of another network, which may lease what the lab had
+            told, seen = Canonical(), Canonical()
         shown, found = told(command.shown), seen(printed)
         assert re.fullmatch(pattern_of(shown), found + "\n" if found else ""), (
             f"$ {command.text}\n--- shown\n{shown}\n--- printed\n{found}"

@@ -1,6 +1,7 @@
 """A registry, managers on it, what they post, and a registry that can be cut off."""
 
 import queue
+import random
 import sqlite3
 import threading
 import time
@@ -37,6 +38,8 @@ class World:
 
     def manager(self, **options: object) -> LeasedSubnetManager:
         registry = options.pop("registry", None) or SqliteRegistry(self.path)
+        # Others' subnets are named in the tests: one in 255 choices at random would meet them.
+        options.setdefault("rng", random.Random(len(self.managers)))
         manager = LeasedSubnetManager(registry, **options)  # type: ignore[arg-type]
         self.managers.append(manager)
         return manager
