@@ -138,7 +138,7 @@ def backend_keys(config: NetworkConfig) -> Mapping[str, Any]:
 
 def parse_udp_config(config: NetworkConfig) -> UdpConfig:
     """Read the udp backend's own keys from `Backend`."""
-    fields = _read_fields(config.backend, {"port": ("Port", _read_int), "mtu": ("MTU", _read_int)}, "Backend.")
+    fields = _read_fields(config.backend, _UDP_READERS, "Backend.")
     port, mtu = fields.get("Port", UDP_PORT), fields.get("MTU", 0)
     if not 1 <= port <= 65535:
         _refuse("Backend.Port", port, "a UDP port from 1 to 65535")
@@ -175,7 +175,7 @@ def parse_vxlan_config(config: NetworkConfig) -> VxlanConfig:
 def _backend_type(backend: Mapping[str, Any] | None) -> str:
     if backend is None:
         return "udp"  # flannel's code; its documentation says vxlan
-    kind: str = _read_fields(backend, {"type": ("Type", _read_text)}, "Backend.").get("Type", "")
+    kind: str = _read_fields(backend, _TYPE_READERS, "Backend.").get("Type", "")
     if kind.lower() not in BACKEND_TYPES:
         _refuse("Backend.Type", kind, f"unknown backend type; flannel knows {', '.join(BACKEND_TYPES)}")
     return kind.lower()
@@ -319,36 +319,29 @@ def _read_bound(family: _Family[N, A], optional: bool) -> _Reader:
     return read
 
 
-_READERS: Final[Mapping[str, tuple[str, _Reader]]] = {
-    name.casefold(): (name, reader)
-    for name, reader in (
-        ("EnableIPv4", _read_bool),
-        ("EnableIPv6", _read_bool),
-        ("EnableNFTables", _read_bool),
-        ("Network", _read_network(_V4)),
-        ("IPv6Network", _read_network(_V6)),
-        ("SubnetLen", _read_int),
-        ("IPv6SubnetLen", _read_int),
-        ("SubnetMin", _read_bound(_V4, optional=False)),
-        ("SubnetMax", _read_bound(_V4, optional=False)),
-        ("IPv6SubnetMin", _read_bound(_V6, optional=True)),
-        ("IPv6SubnetMax", _read_bound(_V6, optional=True)),
-        ("Backend", _read_dict),
-    )
-}
+def _by_key(**readers: _Reader) -> Mapping[str, tuple[str, _Reader]]:
+    """Each reader with its key's name, under the folded name: a key matches whatever its case."""
+    return {name.casefold(): (name, reader) for name, reader in readers.items()}
 
 
-_VXLAN_READERS: Final[Mapping[str, tuple[str, _Reader]]] = {
-    name.casefold(): (name, reader)
-    for name, reader in (
-        ("VNI", _read_int),
-        ("Port", _read_int),
-        ("MTU", _read_int),
-        ("DirectRouting", _read_bool),
-        ("GBP", _read_bool),
-        ("Learning", _read_bool),
-    )
-}
+_READERS: Final = _by_key(
+    EnableIPv4=_read_bool,
+    EnableIPv6=_read_bool,
+    EnableNFTables=_read_bool,
+    Network=_read_network(_V4),
+    IPv6Network=_read_network(_V6),
+    SubnetLen=_read_int,
+    IPv6SubnetLen=_read_int,
+    SubnetMin=_read_bound(_V4, optional=False),
+    SubnetMax=_read_bound(_V4, optional=False),
+    IPv6SubnetMin=_read_bound(_V6, optional=True),
+    IPv6SubnetMax=_read_bound(_V6, optional=True),
+    Backend=_read_dict,
+)
+_TYPE_READERS: Final = _by_key(Type=_read_text)
+_UDP_READERS: Final = _by_key(Port=_read_int, MTU=_read_int)
+_VXLAN_READERS: Final = _by_key(VNI=_read_int, Port=_read_int, MTU=_read_int, DirectRouting=_read_bool, GBP=_read_bool,
+                                Learning=_read_bool)
 
 
 def _refuse(key: str, value: object, right: str) -> NoReturn:
