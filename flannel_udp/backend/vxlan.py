@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from flannel_udp import logs
 from flannel_udp._dataplane import ETHERTYPE_IPV4, ETHERTYPE_IPV6, VXLAN_COAT, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6
 from flannel_udp.backend import vtep
-from flannel_udp.backend.family import families_of, host_of, network_of, subnet_of, tunnel_of, underlay_of
+from flannel_udp.backend.family import host_of, network_of, subnet_of, tunnel_of, underlay_of
 from flannel_udp.backend.peers import DirectRoute, NextHop
 from flannel_udp.config import parse_vxlan_config, vxlan_mtu_min
 from flannel_udp.errors import LeaseError, UnderlayError
@@ -44,6 +44,8 @@ class VxlanTunnel:
     """The tunnel of one address family: IPv4 in IPv4 or IPv6 in IPv6, as flannel's."""
 
     family: int
+    device: str
+    """Its name."""
     vni: int
     port: int
     mac: bytes
@@ -54,11 +56,6 @@ class VxlanTunnel:
     """Of the external interface: datagrams leave from it, and come to it."""
     options: NodeOptions
     name: str = "vxlan"
-
-    @property
-    def device(self) -> str:
-        """The device's name."""
-        return vtep.NAMES[self.family].format(self.vni)
 
     def subnet(self, lease: Lease) -> Network:
         """See the protocol."""
@@ -117,9 +114,9 @@ class VxlanBackend:
         if mtu < least:
             raise UnderlayError(f"interface {external.name} has MTU {mtu}; vxlan needs {least}")
         self._own = tuple(
-            VxlanTunnel(family, keys.vni, keys.port, vtep.mac_of(options, vtep.NAMES[family].format(keys.vni)),
-                        mtu - OVERHEADS[family], *network_of(config, family), underlay_of(external, family), options)
-            for family in families_of(config))
+            VxlanTunnel(family, device, keys.vni, keys.port, vtep.mac_of(options, device), mtu - OVERHEADS[family],
+                        *network_of(config, family), underlay_of(external, family), options)
+            for family, device in vtep.devices(config).items())
         self.tunnels: tuple[Tunnel, ...] = self._own
         self.mtu = min(tunnel.mtu for tunnel in self._own)
         self._public = external.public_address, external.public_address6
