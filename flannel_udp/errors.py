@@ -19,16 +19,17 @@ FlannelUdpError                 every error that is somebody's to mend; str() is
 ├── InstanceError               another instance holds the same state or run directory
 ├── FirewallError               nft or iptables is missing, or refused a rule
 ├── TakeoverError               flannel itself still runs on this host
+├── SubnetEnvError              subnet.env is missing or cannot be read, or what the CNI plugin needs is not there
+├── PluginError                 the CNI plugin cannot be installed
 └── LabError                    the lab cannot be built, found or entered
 
 Fault is none of them: no user can mend what the program did not expect.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """An error that a thread does not know ended it. It is posted to the owner, who raises it."""
 
     thread: str
@@ -109,6 +110,14 @@ class FirewallError(FlannelUdpError):
 
 class TakeoverError(FlannelUdpError):
     """flannel itself runs here, for the same network."""
+
+
+class SubnetEnvError(FlannelUdpError):
+    """subnet.env does not say what a container needs."""
+
+
+class PluginError(FlannelUdpError):
+    """The CNI plugin cannot be installed."""
 
 
 class LabError(FlannelUdpError):

@@ -15,14 +15,12 @@ from typing import Any, Literal, get_args
 from flannel_udp import etcd_options
 from flannel_udp.errors import UsageError
 from flannel_udp.etcd_options import EtcdOptions
+from flannel_udp.paths import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DEFAULT_SUBNET_FILE
 
 SourceCheck = Literal["known", "strict", "off"]
 Device = Literal["tun", "tap"]
 Asked = Literal["version", "help"]
 
-DEFAULT_RUN_DIR = Path("/run/flannel-udp")
-DEFAULT_STATE_DIR = Path("/var/lib/flannel-udp")
-DEFAULT_SUBNET_FILE = Path("/run/flannel/subnet.env")
 DEFAULT_LEASE_TTL = 86400.0
 DEFAULT_REGISTRY = "etcd://"
 DEFAULT_RENEW_MARGIN = 3600.0

@@ -1,22 +1,33 @@
 """subnet.env: what the CNI plugin and scripts read about this node's subnet, and what the next start prefers.
 
-Written as flannel writes it (FLANNEL_SUBNET is the subnet's first address, and the bridge's), read in dotenv syntax:
-what cannot be understood there counts as absent, for the file is a hint and never a reason not to start.
+Written as flannel writes it (FLANNEL_SUBNET is the subnet's first address, and the bridge's), read in dotenv syntax.
+To the daemon the file is a hint and never a reason not to start: what it cannot understand there counts as absent. To
+the CNI plugin it is the order: it takes all that a container needs, or nothing.
+
+The plugin starts anew for every container, so what this module imports is few and quick.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from flannel_udp.options import NodeOptions
+from flannel_udp.errors import SubnetEnvError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from flannel_udp.options import NodeOptions
 
 
-@dataclass(frozen=True)
-class SubnetEnv:
+_MTU_MOST = 65535  # our choice: no device has more; 0 leaves it to the plugin that makes the interface
+
+
+class SubnetEnv(NamedTuple):
     """The content of subnet.env; subnets and networks without host bits."""
 
     network: IPv4Network | None = None
@@ -52,6 +63,36 @@ def read_subnet_env(path: Path) -> SubnetEnv:
     )
 
 
+class PluginEnv(NamedTuple):
+    """What a container needs to know of its node; IPv4 first, no host bits."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...]
+    subnets: tuple[IPv4Network | IPv6Network, ...]
+    mtu: int
+    ip_masq: bool
+
+
+def plugin_env(path: Path) -> PluginEnv:
+    """All that the CNI plugin needs, in flannel's meaning: either family or both, several networks with commas between.
+
+    OSError when the file cannot be read; SubnetEnvError says what it lacks, or which value makes no sense.
+    """
+    try:
+        said = dotenv(path.read_text())
+    except UnicodeDecodeError:
+        raise SubnetEnvError(f"{path} is not a text in UTF-8") from None
+    missing = [f"FLANNEL_{name} or FLANNEL_IPV6_{name}" for name in ("NETWORK", "SUBNET")
+               if not said.get(f"FLANNEL_{name}") and not said.get(f"FLANNEL_IPV6_{name}")]
+    missing += [key for key in ("FLANNEL_MTU", "FLANNEL_IPMASQ") if not said.get(key)]
+    if missing:
+        raise SubnetEnvError(f"{path} lacks {', '.join(missing)}")
+    try:
+        return PluginEnv(_networks(said, "NETWORK", several=True), _networks(said, "SUBNET", several=False),
+                         _mtu(said["FLANNEL_MTU"]), _truth(said["FLANNEL_IPMASQ"]))  # fmt: skip
+    except ValueError as error:
+        raise SubnetEnvError(f"{path}: {error}") from None
+
+
 def kept_env(options: NodeOptions) -> Path:
     """A second subnet.env: the one below /run does not survive a reboot."""
     return options.state_dir / "subnet.env"
@@ -68,19 +109,19 @@ def write_subnet_env(path: Path, env: SubnetEnv) -> None:
     write_whole(path, env.text())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Put a file there at once and whole, mode 0644, whatever the umask; OSError when that fails.
+def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
+    """Put a file there at once and whole, with this mode whatever the umask; OSError when that fails.
 
-    One writer at a time: the daemon that holds the lock of the file or of its folder (instance.py).
+    One writer at a time: who holds the lock of the file or of its folder.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     try:
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "w") as file:
             file.write(text)
             file.flush()
-            os.fchmod(fd, 0o644)
+            os.fchmod(fd, mode)
             os.fsync(fd)
         fresh.replace(path)
     except BaseException:
@@ -120,3 +161,34 @@ def _ipv6(said: Mapping[str, str], key: str) -> IPv6Network | None:
     with contextlib.suppress(ValueError):
         return IPv6Network(said.get(key, ""), strict=False) if "/" in said.get(key, "") else None
     return None
+
+
+def _networks(said: Mapping[str, str], name: str, *, several: bool) -> tuple[IPv4Network | IPv6Network, ...]:
+    """The networks of both families, each once, in the file's order; ValueError names the value that is none."""
+    found: dict[IPv4Network | IPv6Network, None] = {}
+    for key, kind in ((f"FLANNEL_{name}", IPv4Network), (f"FLANNEL_IPV6_{name}", IPv6Network)):
+        value = said.get(key, "")
+        for word in value.split(",") if several else [value]:
+            try:
+                found |= {kind(word.strip(), strict=False): None} if value else {}
+            except ValueError:
+                raise ValueError(f"{key}={value!r} is not {_example(kind)}") from None
+            if value and "/" not in word:
+                raise ValueError(f"{key}={value!r} has no prefix length: expected {_example(kind)}")
+    return tuple(found)
+
+
+def _example(kind: type[IPv4Network | IPv6Network]) -> str:
+    return "an IPv4 network such as 10.5.0.0/16" if kind is IPv4Network else "an IPv6 network such as fd00:5::/48"
+
+
+def _mtu(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:8]) > _MTU_MOST:
+        raise ValueError(f"FLANNEL_MTU={text!r} is not a number from 0 to {_MTU_MOST}")
+    return int(text)
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"FLANNEL_IPMASQ={text!r} is neither true nor false")
+    return text == "true"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flannel_udp import options
+from flannel_udp import options, paths
 
 from .conftest import require_commands
 from .control.test_metrics import families, figures
@@ -55,8 +55,8 @@ def test_the_unit_gives_one_capability_and_what_the_program_has_need_of() -> Non
     assert float(service["WatchdogSec"][0]) >= 3
     folders = {f"/run/{name}" for name in service["RuntimeDirectory"][0].split()}
     folders |= {f"/var/lib/{name}" for name in service["StateDirectory"]}
-    assert folders == {str(options.DEFAULT_RUN_DIR), str(options.DEFAULT_STATE_DIR),
-                       str(options.DEFAULT_SUBNET_FILE.parent)}
+    assert folders == {str(paths.DEFAULT_RUN_DIR), str(paths.DEFAULT_STATE_DIR),
+                       str(paths.DEFAULT_SUBNET_FILE.parent)}
     assert service["RuntimeDirectoryPreserve"] == ["yes"]
     assert settings("Unit")["Conflicts"] == ["flanneld.service"]
 

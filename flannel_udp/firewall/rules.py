@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from flannel_udp.link import Network
-from flannel_udp.options import DEFAULT_RUN_DIR
+from flannel_udp.paths import DEFAULT_RUN_DIR
 
 KUBE_PROXY_MARK = 0x4000  # specification: of kube-proxy, one bit of the mark (--iptables-masquerade-bit 14)
 MULTICAST = {4: ip_network("224.0.0.0/4"), 6: ip_network("ff00::/8")}

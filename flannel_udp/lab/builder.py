@@ -21,7 +21,7 @@ from flannel_udp.lab.layout import Overlay
 from flannel_udp.lab.namespace import Namespaces
 from flannel_udp.link import Interface, Link
 from flannel_udp.netlink import RTPROT_STATIC, Links
-from flannel_udp.options import DEFAULT_RUN_DIR, DEFAULT_SUBNET_FILE
+from flannel_udp.paths import DEFAULT_RUN_DIR, DEFAULT_SUBNET_FILE
 from flannel_udp.registry import open_registry
 from flannel_udp.subnet_env import SubnetEnv, read_subnet_env
 

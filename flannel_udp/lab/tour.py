@@ -23,7 +23,7 @@ from flannel_udp.errors import LabError
 from flannel_udp.lab import namespace
 from flannel_udp.lab.client import Lab
 from flannel_udp.lab.layout import Overlay
-from flannel_udp.options import DEFAULT_RUN_DIR
+from flannel_udp.paths import DEFAULT_RUN_DIR
 
 ETH_P_ALL = 0x0003  # specification: linux/if_ether.h
 LONGEST_FRAME = 1 << 16

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp import options
+from flannel_udp import options, paths
 from flannel_udp.errors import UsageError
 from flannel_udp.etcd_options import Endpoint, EtcdOptions
 from flannel_udp.options import NodeOptions, access, parse
@@ -86,7 +86,7 @@ def test_environment_stands_for_every_flag_and_the_command_line_wins() -> None:
     environ = {"FLANNELD_PUBLIC_IP": "192.0.2.7", "FLANNELD_IFACE": "a,b", "FLANNELD_V": "1", "FLANNELD_RUN_DIR": ""}
     got = parsed("--iface=c", **environ)
     assert (got.public_ip, got.iface, got.verbosity) == (IPv4Address("192.0.2.7"), ("c",), 1)
-    assert got.run_dir == options.DEFAULT_RUN_DIR
+    assert got.run_dir == paths.DEFAULT_RUN_DIR
     assert parsed(FLANNELD_IFACE="a,b").iface == ("a,b",)  # one value, never split
     assert parse([], {"FLANNELD_REGISTRY": "sqlite:///y"}) == NodeOptions(registry="sqlite:///y")
 

@@ -1,12 +1,14 @@
 """subnet.env: flannel's bytes, whole or not at all, and tolerant reading."""
 
 import os
+import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 
-from flannel_udp.subnet_env import SubnetEnv, read_subnet_env, write_subnet_env
+from flannel_udp.errors import SubnetEnvError
+from flannel_udp.subnet_env import PluginEnv, SubnetEnv, plugin_env, read_subnet_env, write_subnet_env
 
 V4 = SubnetEnv(IPv4Network("10.5.0.0/16"), IPv4Network("10.5.52.0/24"), mtu=1472)
 DUAL = SubnetEnv(IPv4Network("10.5.0.0/16"), IPv4Network("10.5.52.0/24"), IPv6Network("fd00:12::/32"),
@@ -90,3 +92,43 @@ def test_reading_takes_what_it_understands(tmp_path: Path, text: str, subnet: st
 def test_missing_file_is_an_empty_one(tmp_path: Path) -> None:
     assert read_subnet_env(tmp_path / "none") == SubnetEnv()
     assert read_subnet_env(tmp_path) == SubnetEnv()
+
+
+# -- as the CNI plugin reads it ---------------------------------------------------------------------------------------
+
+
+def wanted(path: Path, text: str) -> PluginEnv:
+    path.write_text(text)
+    return plugin_env(path)
+
+
+def test_the_plugin_reads_what_the_daemon_writes(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    write_subnet_env(path, DUAL)
+    assert plugin_env(path) == PluginEnv((DUAL.network, DUAL.ipv6_network), (DUAL.subnet, DUAL.ipv6_subnet), 1450, True)  # type: ignore[arg-type]
+
+
+def test_several_networks_each_once(tmp_path: Path) -> None:
+    env = wanted(tmp_path / "env", V4_TEXT.replace("10.5.0.0/16", "10.5.0.0/16,10.6.0.0/16,10.5.0.0/16"))
+    assert [str(network) for network in env.networks] == ["10.5.0.0/16", "10.6.0.0/16"]
+
+
+@pytest.mark.parametrize(("old", "new", "told"), [
+    ("FLANNEL_NETWORK=10.5.0.0/16\n", "", "lacks FLANNEL_NETWORK or FLANNEL_IPV6_NETWORK"),
+    ("FLANNEL_SUBNET=10.5.52.1/24", "FLANNEL_SUBNET", "lacks FLANNEL_SUBNET or FLANNEL_IPV6_SUBNET"),
+    ("FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n", "", "lacks FLANNEL_MTU, FLANNEL_IPMASQ"),
+    ("10.5.0.0/16", "10.5.0.0/33", "FLANNEL_NETWORK='10.5.0.0/33' is not an IPv4 network"),
+    ("10.5.0.0/16", "10.5.0.0/16,", "FLANNEL_NETWORK='10.5.0.0/16,' is not an IPv4 network"),
+    ("10.5.52.1/24", "10.5.52.1", "FLANNEL_SUBNET='10.5.52.1' has no prefix length"),
+    ("10.5.52.1/24", "10.5.52.1/24,10.5.53.1/24", "FLANNEL_SUBNET='10.5.52.1/24,10.5.53.1/24' is not an IPv4 network"),
+    ("10.5.52.1/24", "fd00::1/64", "FLANNEL_SUBNET='fd00::1/64' is not an IPv4 network"),
+    ("1472", "-1", "FLANNEL_MTU='-1' is not a number from 0 to 65535"),
+    ("1472", "65536", "FLANNEL_MTU='65536' is not a number"),
+    ("1472", "9" * 5000, "is not a number from 0"),
+    ("=false", "=no", "FLANNEL_IPMASQ='no' is neither true nor false"),
+])
+def test_the_plugin_is_told_what_is_wrong(tmp_path: Path, old: str, new: str, told: str) -> None:
+    assert old in V4_TEXT
+    with pytest.raises(SubnetEnvError, match=re.escape(told)) as caught:
+        wanted(tmp_path / "env", V4_TEXT.replace(old, new))
+    assert "\n" not in str(caught.value)

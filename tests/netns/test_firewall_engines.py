@@ -14,7 +14,7 @@ from flannel_udp.firewall import Firewall, Overlay, Rules, command, nft
 from flannel_udp.firewall.flannel import leftovers
 from flannel_udp.firewall.forwarding import Gate
 from flannel_udp.firewall.rules import names_of
-from flannel_udp.options import DEFAULT_RUN_DIR
+from flannel_udp.paths import DEFAULT_RUN_DIR
 
 from ..conftest import require_namespaces
 from .firewalled import chains, require_firewalls, table

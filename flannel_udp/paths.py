@@ -1,0 +1,7 @@
+"""Where the daemon keeps its files unless it is told otherwise; who only asks it finds it there."""
+
+from pathlib import Path
+
+DEFAULT_RUN_DIR = Path("/run/flannel-udp")
+DEFAULT_STATE_DIR = Path("/var/lib/flannel-udp")
+DEFAULT_SUBNET_FILE = Path("/run/flannel/subnet.env")
