@@ -78,7 +78,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _command_of(words: list[str]) -> str:
     """The words that name the command, for the hint at its help."""
-    deep = words[0] in {"config", "lab"} or words[1:2] in (["reserve"], ["release"])
+    deep = words[0] in {"cni", "config", "lab"} or words[1:2] in (["reserve"], ["release"])
     return " ".join([PROGRAM, *words[:2 if deep else 1]])
 
 
@@ -298,6 +298,16 @@ def mk_docker_opts(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def cni_install(arguments: argparse.Namespace) -> int:
+    """Put the CNI plugin where container runtimes look for it."""
+    from flannel_udp.cni import install
+
+    version = arguments.cni_version or install.DEFAULT_VERSION
+    for line in install.install(arguments.bin_dir, arguments.conf_dir, version):
+        print(line)
+    return 0
+
+
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -314,9 +324,9 @@ def _registry(arguments: argparse.Namespace) -> Iterator[Registry]:
 
 
 def _control_socket(arguments: argparse.Namespace) -> Path:
-    from flannel_udp import control, options
+    from flannel_udp import control, paths
 
-    run_dir = arguments.run_dir or os.environ.get("FLANNELD_RUN_DIR") or options.DEFAULT_RUN_DIR
+    run_dir = arguments.run_dir or os.environ.get("FLANNELD_RUN_DIR") or paths.DEFAULT_RUN_DIR
     return control.socket_path(Path(run_dir))
 
 
@@ -345,6 +355,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_dir(shown)
     shown.add_argument("--json", action="store_true", help="the answer as JSON")
     _add_host_commands(commands)
+    _add_cni_commands(_group(commands, "cni", "the plugin that container runtimes call"))
     lab.add(partial(_add, _group(commands, "lab", "nodes as network namespaces on this machine")))
     return parser
 
@@ -393,6 +404,15 @@ def _add_host_commands(commands: Commands) -> None:
     docker.add_argument("-c", action="store_true", help="write all in one variable; both is the default")
     docker.add_argument("-m", action="store_true", help="leave --ip-masq out")
     docker.add_argument("-k", metavar="KEY", default="DOCKER_OPTS", help="that variable's name (default %(default)s)")
+
+
+def _add_cni_commands(commands: Commands) -> None:
+    made = _add(commands, "install", cni_install, "put the plugin where container runtimes look for it")
+    made.add_argument("--bin-dir", metavar="DIR", type=Path, required=True,
+                      help="the plugins' folder, often /opt/cni/bin or /usr/lib/cni: there it is called flannel")
+    made.add_argument("--conf-dir", metavar="DIR", type=Path,
+                      help="write 10-flannel.conflist into this folder, often /etc/cni/net.d (default: none)")
+    made.add_argument("--cni-version", metavar="VERSION", help="of that network (default 1.0.0)")
 
 
 def _add_run_dir(parser: argparse.ArgumentParser) -> None:

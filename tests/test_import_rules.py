@@ -16,7 +16,7 @@ PYTHON = ROOT / "flannel_udp"
 CYTHON = ROOT / "src"
 
 # A module of the package, or a folder of modules, and what of ours it may import. A folder may always import itself.
-VALUES = {"errors", "foreign_json", "lease", "config", "options", "etcd_options", "logs", "link", "offload"}
+VALUES = {"errors", "foreign_json", "lease", "config", "options", "etcd_options", "logs", "link", "offload", "paths"}
 # They touch the outside world.
 DOORS = {"registry", "netlink", "tun", "steering", "underlay", "firewall", "subnet_env", "control", "instance",
          "health", "notify"}
@@ -30,8 +30,9 @@ FLOORS = {
     **dict.fromkeys(DOORS, VALUES),
     **dict.fromkeys(DECISIONS, VALUES | DOORS | DECISIONS),
     **dict.fromkeys(OWNER, VALUES | DOORS | DECISIONS | OWNER),
+    "cni": {"errors", "paths", "subnet_env", "control"},
     "lab": VALUES | DOORS | DECISIONS | WORDS | {"daemon"},
-    "cli": VALUES | DOORS | DECISIONS | WORDS | {"daemon", "lab"},
+    "cli": VALUES | DOORS | DECISIONS | WORDS | {"cni", "daemon", "lab"},
     "__init__": set[str](),
 }
 PROBED_BY = {"lab"}  # the explaining commands
@@ -162,3 +163,9 @@ def without_comments(file: Path) -> str:
 @pytest.mark.parametrize("name", ["tun_to_udp", "udp_to_tun", "both_ways", "send", "forward", "way"])
 def test_no_loop_asks_for_a_backends_name(name: str) -> None:
     assert "vxlan" not in without_comments(CYTHON / f"{name}.pxd").lower()
+
+
+def test_the_cni_plugin_needs_the_standard_library_only() -> None:
+    plugin = [*(PYTHON / "cni").glob("*.py"), *(PYTHON / f"{name}.py" for name in FLOORS["cni"])]
+    others = {name.partition(".")[0] for file in plugin for name in imports(file)} - {"flannel_udp"}
+    assert others <= sys.stdlib_module_names
