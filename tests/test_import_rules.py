@@ -31,7 +31,7 @@ FLOORS = {
     **dict.fromkeys(DECISIONS, VALUES | DOORS | DECISIONS),
     **dict.fromkeys(OWNER, VALUES | DOORS | DECISIONS | OWNER),
     "cni": {"errors", "paths", "subnet_env", "control"},
-    "lab": VALUES | DOORS | DECISIONS | WORDS | {"daemon"},
+    "lab": VALUES | DOORS | DECISIONS | WORDS | {"cni", "daemon"},
     "cli": VALUES | DOORS | DECISIONS | WORDS | {"cni", "daemon", "lab"},
     "__init__": set[str](),
 }

@@ -5,6 +5,7 @@
     channel      messages and descriptors between client and supervisor
     supervisor   PID 1 of the lab, which holds it together
     builder      its helper, which makes links, nodes and pods
+    plug         pods by the CNI plugin
     client       start, enter, ask, end
     tour         go about the nodes: run, ping, ask, listen to links
     trace        one ping, followed on its way
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flannel_udp.lab.layout import Overlay
 
-def up(nodes: int, name: str, backend: str, families: tuple[int, ...]) -> None:
+
+def up(nodes: int, name: str, overlay: Overlay) -> None:
     """Start a lab that lives on in the background, and show it."""
-    from flannel_udp.lab import client, layout
+    from flannel_udp.lab import client
 
-    client.start(nodes, name, layout.Overlay(backend, families)).detach()
+    client.start(nodes, name, overlay).detach()
     status(name)
 
 
@@ -63,8 +66,15 @@ def packet(name: str, source: str, destination: str) -> None:
     trace.show_ping(client.Lab(name), layout.node_name(source), layout.node_name(destination))
 
 
-def demo(backend: str, families: tuple[int, ...]) -> int:
+def demo(overlay: Overlay) -> int:
     """Tell the whole way of a packet in a lab of its own; 0 if everything was as it should be."""
-    from flannel_udp.lab import layout, story
+    from flannel_udp.lab import story
 
-    return story.run(layout.Overlay(backend, families))
+    return story.run(overlay)
+
+
+def overlay(backend: str, families: tuple[int, ...], *, cni: bool) -> Overlay:
+    """What a lab is to show; `cni`: its pods are plugged in by the CNI plugin."""
+    from flannel_udp.lab import layout, plug
+
+    return layout.Overlay(backend, families, plug.folders() if cni else "")

@@ -16,10 +16,10 @@ from typing import TypeVar
 
 from flannel_udp import control
 from flannel_udp.errors import ControlError, LabError
-from flannel_udp.lab import channel, layout, namespace
+from flannel_udp.lab import channel, layout, namespace, plug
 from flannel_udp.lab.layout import Overlay
 from flannel_udp.lab.namespace import Namespaces
-from flannel_udp.link import Interface, Link
+from flannel_udp.link import Interface, Link, Network
 from flannel_udp.netlink import RTPROT_STATIC, Links
 from flannel_udp.paths import DEFAULT_RUN_DIR, DEFAULT_SUBNET_FILE
 from flannel_udp.registry import open_registry
@@ -30,10 +30,11 @@ DEADLINE = 30.0
 DEADLINE_PER_NODE = 3.0
 POLL = 0.02
 
-# accept_dad: a kernel that forwards IPv6 asks for no neighbour before the link has probed its own address, for seconds.
+# A kernel that forwards IPv6 asks for no neighbour before the link has probed its own address, for seconds.
+NO_PROBES = ("net/ipv6/conf/default/accept_dad", 0)
 SETTINGS = {
-    4: {"net/ipv4/ip_forward": 1},
-    6: {"net/ipv6/conf/all/forwarding": 1, "net/ipv6/conf/default/accept_dad": 0},
+    4: [("net/ipv4/ip_forward", 1)],
+    6: [("net/ipv6/conf/all/forwarding", 1), NO_PROBES],
 }
 ANYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
@@ -51,7 +52,7 @@ def build(nodes: int, overlay: Overlay, supervisor: socket.socket) -> None:
     deadline = time.monotonic() + DEADLINE + DEADLINE_PER_NODE * nodes
     for node, place in places.items():
         env = _wait(partial(_subnet_env, place), node, "get a lease", deadline)
-        _build_pod(node, place, env, supervisor)
+        _build_pod(node, place, env, overlay, supervisor)
     rows = (nodes - 1) * len(overlay.families)
     for node, place in places.items():
         _wait(partial(_knows_peers, place, rows), node, "know its peers", deadline)
@@ -96,26 +97,44 @@ def _build_node(number: int, overlay: Overlay, supervisor: socket.socket) -> Nam
     return place
 
 
-def _build_pod(node: str, place: Namespaces, env: SubnetEnv, supervisor: socket.socket) -> None:
+def _build_pod(node: str, place: Namespaces, env: SubnetEnv, overlay: Overlay, supervisor: socket.socket) -> None:
     subnets = [subnet for subnet in (env.subnet, env.ipv6_subnet) if subnet]
-    assert env.mtu is not None
-    gateways, addresses = ([ip_interface(f"{subnet[host]}/{subnet.prefixlen}") for subnet in subnets]
-                           for host in (1, 2))  # fmt: skip
     with namespace.created("uts", "net") as pod:
         namespace.sethostname(f"{node}-pod")
-    with namespace.inside(place):
-        with Links() as links:
-            bridge = links.create_bridge(layout.POD_BRIDGE)
-            links.set_link(bridge.index, mtu=env.mtu)
-            for gateway in gateways:
-                links.add_address(bridge.index, gateway)
-            _up(links, bridge)
-        _lay_cable(pod, layout.POD_BRIDGE, "pod", env.mtu)
-    _furnish_end(pod, addresses, gateways)
+    addresses = _plug_in(node, place, overlay, pod) if overlay.plugins else _connect(place, subnets, env.mtu, pod)
     message = {"kind": "pod", "node": node, "subnets": list(map(str, subnets)),
                "pods": [str(address.ip) for address in addresses]}  # fmt: skip
     channel.send(supervisor, message, list(pod.descriptors.values()))
     pod.close()
+
+
+def _plug_in(node: str, place: Namespaces, overlay: Overlay, pod: Namespaces) -> list[Interface]:
+    """Have the CNI plugin plug a pod in; the addresses that it gave."""
+    with namespace.inside(pod.only("net")):
+        if 6 in overlay.families:
+            namespace.write_sysctl(*NO_PROBES)
+        with Links() as links:
+            _up(links, _link(links, "lo"))
+    with namespace.inside(place):
+        result = plug.plug(node, overlay.plugins, pod)
+    return [ip_interface(ip["address"]) for ip in result["ips"]]
+
+
+def _connect(place: Namespaces, subnets: Sequence[Network], mtu: int | None, pod: Namespaces) -> list[Interface]:
+    """Connect a pod to a bridge of the node, as a CNI plugin would; the pod's addresses."""
+    assert mtu is not None
+    gateways, addresses = ([ip_interface(f"{subnet[host]}/{subnet.prefixlen}") for subnet in subnets]
+                           for host in (1, 2))  # fmt: skip
+    with namespace.inside(place):
+        with Links() as links:
+            bridge = links.create_bridge(layout.POD_BRIDGE)
+            links.set_link(bridge.index, mtu=mtu)
+            for gateway in gateways:
+                links.add_address(bridge.index, gateway)
+            _up(links, bridge)
+        _lay_cable(pod, layout.POD_BRIDGE, "pod", mtu)
+    _furnish_end(pod, addresses, gateways)
+    return addresses
 
 
 def _lay_cable(place: Namespaces, bridge: str, port: str, mtu: int) -> None:
@@ -144,7 +163,7 @@ def _set_up(overlay: Overlay) -> None:
     """Have the kernel of this namespace forward packets; to be called before there are links."""
     try:
         for family in overlay.families:
-            for name, value in SETTINGS[family].items():
+            for name, value in SETTINGS[family]:
                 namespace.write_sysctl(name, value)
     except FileNotFoundError:
         raise LabError("this kernel has no IPv6: leave --ipv6 and --dual-stack out") from None

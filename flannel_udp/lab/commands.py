@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flannel_udp import lab
 from flannel_udp.errors import UsageError
+
+if TYPE_CHECKING:
+    from flannel_udp.lab.layout import Overlay
 
 Command = Callable[[argparse.Namespace], int]
 
 
 def up(arguments: argparse.Namespace) -> int:
     """Build a lab."""
-    lab.up(arguments.nodes, arguments.name, arguments.backend, arguments.families)
+    lab.up(arguments.nodes, arguments.name, _overlay(arguments))
     return 0
 
 
@@ -38,7 +42,7 @@ def down(arguments: argparse.Namespace) -> int:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Show the whole way of a packet in a lab of its own."""
-    return lab.demo(arguments.backend, arguments.families)
+    return lab.demo(_overlay(arguments))
 
 
 def packet(arguments: argparse.Namespace) -> int:
@@ -65,8 +69,15 @@ def add(command: Callable[[str, Command, str], argparse.ArgumentParser]) -> None
     _add_overlay(command("demo", demo, "the whole way of a packet, shown step by step"))
 
 
+def _overlay(arguments: argparse.Namespace) -> Overlay:
+    return lab.overlay(arguments.backend, arguments.families, cni=arguments.cni)
+
+
 def _add_overlay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=("udp", "vxlan"), default="udp", help="default %(default)s")
+    parser.add_argument("--cni", action="store_true",
+                        help="plug the pods in through the CNI plugin, not by the lab itself (plugins: CNI_PATH, or "
+                             "Debian's containernetworking-plugins)")  # fmt: skip
     parser.set_defaults(families=(4,))
     either = parser.add_mutually_exclusive_group()
     for flag, families, text in (("--ipv6", (6,), "IPv6 instead of IPv4"), ("--dual-stack", (4, 6), "both")):

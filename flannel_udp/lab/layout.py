@@ -36,10 +36,12 @@ STATE_DIR = Path("/run/flannel-udp-state")
 
 @dataclass(frozen=True)
 class Overlay:
-    """What a lab is to show: a backend, and the address families of overlay and underlay, in order."""
+    """What a lab is to show: a backend, the address families of overlay and underlay, in order, who plugs pods in."""
 
     backend: str = "udp"
     families: tuple[int, ...] = (4,)
+    plugins: str = ""
+    """Folders of CNI plugins, with colons between, where the CNI plugin is to do it; else the lab does."""
 
     def config(self) -> str:
         """The network configuration, as the registry is to hold it."""
@@ -50,12 +52,12 @@ class Overlay:
 
     def words(self) -> list[str]:
         """For the command line of the supervisor."""
-        return [self.backend, "".join(map(str, self.families))]
+        return [self.backend, "".join(map(str, self.families)), self.plugins]
 
     @classmethod
-    def read(cls, backend: str, families: str) -> "Overlay":
+    def read(cls, backend: str, families: str, plugins: str) -> "Overlay":
         """What words() made."""
-        return cls(backend, tuple(map(int, families)))
+        return cls(backend, tuple(map(int, families)), plugins)
 
     def by_family(self, name: str, values: Sequence[object]) -> dict[str, str]:
         """Name a value of each family for a status: the second family's by ipv6_, which nobody has alone."""

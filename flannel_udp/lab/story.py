@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 from flannel_udp.dissect import Layer, dissect, format_layers
 from flannel_udp.errors import LabError
-from flannel_udp.lab import client, layout
+from flannel_udp.lab import client, layout, plug
 from flannel_udp.lab.layout import Overlay
 from flannel_udp.lab.tour import Tour, Wiretap, wait_until
 from flannel_udp.lab.trace import Trace, describe, differences, trace_ping
@@ -55,6 +55,8 @@ class Story:
         """Tell all scenes; the exit status."""
         self.topology()
         self.leases()
+        if self.overlay.plugins:
+            self.plugged_in("node1")
         for family in self.overlay.families:
             self.ping(family)
             self.transfer(family)
@@ -105,6 +107,25 @@ class Story:
         subnets = {state["subnet"] for state in self.tour.nodes.values()}
         listed = shown.returncode == 0 and all(subnet in shown.stdout for subnet in subnets)
         self.check(listed and len(subnets) == NODES, f"{NODES} nodes, {NODES} different subnets")
+
+    def plugged_in(self, node: str) -> None:
+        """Show how the CNI plugin was called for a pod, and what it made of that."""
+        _title(f"How {node}'s pod was plugged in: the CNI plugin, called as a container runtime calls it")
+        with self.tour.at(node):
+            said, delegated, result = plug.kept(node)
+            variables = plug.variables("ADD", node, self.overlay.plugins)
+            again = plug.call("CHECK", node, self.overlay.plugins, {**said, "prevResult": result})
+        words = "\n".join(f"{name}={value}" for name, value in variables.items())
+        called = delegated["type"]
+        for what, lines in (("in the environment", words), ("on stdin", _members(said)),
+                            (f"what subnet.env makes of it, for the {called} plugin", _members(delegated)),
+                            (f"{called}'s answer, and so ours", _members(result))):  # fmt: skip
+            print(_indented(f"{what}:\n{_indented(lines)}\n") + "\n")
+        given = [ip_interface(ip["address"]) for ip in result["ips"]]
+        leased = [ip_network(self.tour.of_family(node, "subnet", family)) for family in self.overlay.families]
+        self.check([address.network for address in given] == leased,
+                   f"{', '.join(str(address.ip) for address in given)}: of the subnet that {node} leased")  # fmt: skip
+        self.check(again.returncode == 0, f"CHECK finds the pod as it was added{again.stdout and ': ' + again.stdout}")
 
     def ping(self, family: int) -> None:
         """Ping from pod to pod and show one ping on its way."""
@@ -214,6 +235,11 @@ def _title(text: str) -> None:
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.strip("\n").split("\n"))
+
+
+def _members(value: dict[str, Any]) -> str:
+    """A JSON object, a line for each of its members."""
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(inner)}" for key, inner in value.items()) + "\n}"
 
 
 def _draw_node(node: str, stations: list[str], width: int) -> list[str]:

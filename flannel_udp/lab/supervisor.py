@@ -279,11 +279,11 @@ def _explain(error: OSError) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Make the namespaces and become PID 1: NAME NODES BACKEND FAMILIES DOOR LIFELINE, the latter two as inherited
-    descriptors.
+    """Make the namespaces and become PID 1: NAME NODES BACKEND FAMILIES PLUGINS DOOR LIFELINE, the latter two as
+    inherited descriptors.
     """
-    name, nodes, overlay = argv[0], int(argv[1]), Overlay.read(*argv[2:4])
-    door, lifeline = (socket.socket(fileno=int(word)) for word in argv[4:6])
+    name, nodes, overlay = argv[0], int(argv[1]), Overlay.read(*argv[2:5])
+    door, lifeline = (socket.socket(fileno=int(word)) for word in argv[5:7])
     for inherited in (door, lifeline):
         inherited.set_inheritable(False)  # a daemon that held them would keep the lab's end from being seen
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from flannel_udp.errors import LabError
 from flannel_udp.lab.client import Lab
 
-from ..conftest import require_commands, require_tun, wait_until
+from ..conftest import require, require_commands, require_tun, wait_until
 
 COMMAND = [sys.executable, "-P", "-m", "flannel_udp.cli", "lab"]
 AS_NOBODY = [sys.executable, "-P", str(Path(__file__).with_name("as_nobody.py"))]
@@ -24,6 +24,14 @@ Result = subprocess.CompletedProcess[str]
 def lab(*words: str, prefix: list[str] | None = None) -> Result:
     command = [*(prefix or []), *COMMAND, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def as_user(user: str) -> list[str]:
+    """What goes before a command, to run it as this user."""
+    if user == "nobody":
+        require(os.geteuid() == 0, "needs root, to become uid 65534 where /dev/net/tun is open to all")
+        return AS_NOBODY
+    return []
 
 
 def processes_of(name: str) -> list[int]:

@@ -14,7 +14,7 @@ from flannel_udp.lab import namespace
 from flannel_udp.lab.client import Lab
 
 from ..conftest import require, require_commands, wait_until
-from .labs import AS_NOBODY, COMMAND, DEADLINE, lab, named_lab, processes_of, run_at, up
+from .labs import COMMAND, DEADLINE, as_user, lab, named_lab, processes_of, run_at, up
 
 
 @pytest.fixture
@@ -237,13 +237,6 @@ def test_packet_shows_the_ping_on_both_sides(standing: str) -> None:
     assert "wrong" not in shown.stdout
     refused = lab("packet", "--name", standing, "1", "1")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-
-
-def as_user(user: str) -> list[str]:
-    if user == "nobody":
-        require(os.geteuid() == 0, "needs root, to become uid 65534 where /dev/net/tun is open to all")
-        return AS_NOBODY
-    return []
 
 
 @pytest.mark.usefixtures("name")
