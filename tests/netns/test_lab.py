@@ -13,7 +13,7 @@ from flannel_udp.errors import LabError
 from flannel_udp.lab import namespace
 from flannel_udp.lab.client import Lab
 
-from ..conftest import require, require_commands, wait_until
+from ..conftest import require_commands, wait_until
 from .labs import COMMAND, DEADLINE, as_user, lab, named_lab, processes_of, run_at, up
 
 
