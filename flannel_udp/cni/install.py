@@ -23,7 +23,7 @@ _LAUNCHER = """{interpreter}
 {mark}, made by `flannel-udp cni install`. It runs the installed package: install again when that has moved.
 import sys
 
-sys.path.insert(0, {folder!r})
+sys.path.append({folder!r})
 try:
     from flannel_udp.cni.main import main
 except ImportError as error:

@@ -57,9 +57,10 @@ def _tell(error: Failure, said: Mapping[str, Any]) -> int:
 
 def _say(answer: Mapping[str, Any]) -> int:
     """Write the answer as one line; a reader that has gone cannot be told anything."""
+    rest = memoryview(json.dumps(answer).encode() + b"\n")
     try:
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        while rest:
+            rest = rest[os.write(1, rest):]  # sys.stdout is missing where the caller has closed it
     except OSError as error:
         print(f"flannel-udp: stdout: {error.strerror}", file=sys.stderr)
         return 1
