@@ -89,18 +89,16 @@ def collect(asked: Call) -> None:
     One error does not keep the rest from being done.
     """
     network = asked.network
-    last = None
     errors: list[Failure] = []
-    if network.data_dir.is_dir():
+    if not network.data_dir.is_dir():
+        _forward(network, None, errors)
+    else:
         with records.locked(network.data_dir, None):
-            for record in list(records.of_network(network.data_dir, network.name)):
-                last = record.configuration or last
-                if not _is_valid(record, network.valid):
-                    with _noted(errors):
-                        _collect(network, record)
+            last = _collect_invalid(network, errors)
+            # Still locked: when this call is killed the plugins go on, and would take what is added after their list.
+            _forward(network, last, errors)
             with _noted(errors):
                 records.tidy(network.data_dir)
-    _forward(network, last, errors)
     if errors:
         details = "; ".join(filter(None, [errors[0].details, *(other.message for other in errors[1:])]))
         raise Failure(errors[0].code, errors[0].message, details)
@@ -134,6 +132,17 @@ def _undo(network: Network, record: Record, **variables: str) -> None:
     # A result in the form of another version, after the network's was changed, would only be refused.
     known = previous and previous.get("cniVersion") == configuration.get("cniVersion")
     delegate.run("DEL", {**configuration, **({"prevResult": previous} if known else {})}, **variables)
+
+
+def _collect_invalid(network: Network, errors: list[Failure]) -> Mapping[str, Any] | None:
+    """Undo all attachments but the valid ones; the last configuration that was found."""
+    last = None
+    for record in list(records.of_network(network.data_dir, network.name)):
+        last = record.configuration or last
+        if not _is_valid(record, network.valid):
+            with _noted(errors):
+                _collect(network, record)
+    return last
 
 
 def _collect(network: Network, record: Record) -> None:
