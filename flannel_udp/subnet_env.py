@@ -115,7 +115,7 @@ def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
     One writer at a time: who holds the lock of the file or of its folder.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = half_written(path)
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "w") as file:
@@ -132,6 +132,11 @@ def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
         os.fsync(directory)  # the new name, too, must survive a power cut
     finally:
         os.close(directory)
+
+
+def half_written(path: Path) -> Path:
+    """What `write_whole` leaves beside `path` when it is killed."""
+    return path.with_name(f".{path.name}.new")
 
 
 def _first(subnet: IPv4Network | IPv6Network) -> str:

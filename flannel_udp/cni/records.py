@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flannel_udp.cni import failure
 from flannel_udp.cni.failure import Failure
-from flannel_udp.subnet_env import write_whole
+from flannel_udp.subnet_env import half_written, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,6 +144,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sweep(data_dir: Path, attachment: Attachment) -> None:
+    """Remove what calls for this container that were killed left half-written; the caller has locked it."""
+    for path in _paths(data_dir, attachment):
+        remove(half_written(path))
+
+
 def of_network(data_dir: Path, name: str) -> Iterator[Record]:
     """All records of a network, and those that are damaged; what is not a record is left alone."""
     with _told(data_dir):
@@ -158,7 +164,7 @@ def tidy(data_dir: Path) -> None:
     """Remove what calls that were killed left half-written, and the lock file where there is nothing to lock; the
     caller has locked the whole."""
     with _told(data_dir):
-        for path in data_dir.glob(".*.new"):
+        for path in data_dir.glob(half_written(data_dir / "*").name):
             path.unlink()
         if [path.name for path in data_dir.iterdir()] == [LOCK]:
             (data_dir / LOCK).unlink()

@@ -49,6 +49,7 @@ def delete(asked: Call) -> None:
         if record:
             _undo(network, record)
             records.remove(record.path)
+        records.sweep(network.data_dir, asked.attachment)
 
 
 def check(asked: Call) -> None:
