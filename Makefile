@@ -16,8 +16,8 @@ N ?= 1000000
 MICRO_RUNS := .cache/benchmarks/micro
 
 .PHONY: all demo test test-long test-faults test-mutations lint strict sanitized races fuzz clean distclean help
-.PHONY: bench bench-quick bench-backends bench-full bench-scale bench-micro bench-micro-compare
-.PHONY: prepare-build prepare-lab prepare-test prepare-bench
+.PHONY: bench bench-quick bench-backends bench-full bench-scale bench-cni bench-micro bench-micro-compare
+.PHONY: prepare-build prepare-lab prepare-test prepare-bench prepare-cni
 
 all: prepare-build build/.built  ## build flannel-udp into .venv (editable)
 
@@ -86,6 +86,10 @@ bench-backends: prepare-bench all  ## the vxlan backend against udp, kernel VXLA
 bench-scale: all  ## one daemon among 10,000 nodes in etcd, 200 nodes that start at once, within 3 minutes (root)
 	$(BIN)/python -m benchmarks.scale --save .cache/benchmarks/scale $(SCALE)
 
+# CNI: options, see `python -m benchmarks.cni --help`. The first run builds flannel's plugin, and needs go.
+bench-cni: prepare-cni all  ## what the CNI plugin takes beside the plugin that it calls, within a minute (root)
+	$(BIN)/python -m benchmarks.cni --save .cache/benchmarks/cni $(CNI)
+
 clean:  ## remove what was built, and caches
 	rm -rf build dist *.egg-info flannel_udp/*.so .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -107,10 +111,13 @@ prepare-lab:
 	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab
 
 prepare-test:
-	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab test bench
+	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab test bench cni
 
 prepare-bench:
 	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab bench
+
+prepare-cni:
+	@python=$(FOUND_PYTHON) && .ci/prepare "$$python" build lab cni
 
 # -- builds -----------------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ def prepare(path: str, *parts: str, **environ: str) -> "subprocess.CompletedProc
 
 
 def test_where_nothing_is_missing_nothing_is_done(bare: Path) -> None:
-    done = prepare(f"{os.environ['PATH']}:{bare}", "build", "lab", "test", "bench")
+    done = prepare(f"{os.environ['PATH']}:{bare}", "build", "lab", "test", "bench", "cni")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not (bare.parent / "asked").exists()
 
