@@ -201,14 +201,15 @@ def _read_ipam(said: Mapping[str, Any]) -> dict[str, Any]:
     return ipam
 
 
-def _is_route(route: object) -> bool:
+def _is_route(route: Any) -> bool:  # noqa: ANN401 - whatever JSON holds
     from ipaddress import ip_address, ip_interface
 
-    if not isinstance(route, dict) or not isinstance(route.get("dst"), str) or "/" not in route["dst"]:
+    if not _has_texts(route, ("dst",)) or "/" not in route["dst"]:
         return False
+    gateway = route.get("gw") if route.get("gw") is not None else ""
     try:
         ip_interface(route["dst"])
-        return not route.get("gw") or bool(ip_address(route["gw"]))
+        return isinstance(gateway, str) and (not gateway or bool(ip_address(gateway)))
     except ValueError:
         return False
 
@@ -216,7 +217,8 @@ def _is_route(route: object) -> bool:
 def _read_previous(said: Mapping[str, Any]) -> dict[str, Any] | None:
     previous = _read_object(said, "prevResult")
     for key, needed in (("interfaces", "name"), ("ips", "address"), ("routes", "dst")):
-        _check_list(f"prevResult.{key}", previous.get(key) or [], partial(_has_texts, keys=(needed,)),
+        found = previous.get(key)
+        _check_list(f"prevResult.{key}", [] if found is None else found, partial(_has_texts, keys=(needed,)),
                     f"objects with a {needed}")  # fmt: skip
     return previous or None
 
