@@ -21,8 +21,10 @@ _SHEBANG_MOST = 127  # of Linux before 5.1, whose kernels cut a longer first lin
 # -I and -S: neither the user's environment nor site-packages, whose look-up costs more than a whole call.
 _LAUNCHER = """{interpreter}
 {mark}, made by `flannel-udp cni install`. It runs the installed package: install again when that has moved.
+import gc
 import sys
 
+gc.disable()  # the process ends before there is anything to collect
 sys.path.append({folder!r})
 try:
     from flannel_udp.cni.main import main
