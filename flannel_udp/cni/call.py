@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +30,6 @@ REQUIRED = {  # specification, section 2; where a plugin has to be found, CNI_PA
 }
 DEFAULT_DATA_DIR = Path("/var/lib/cni/flannel")  # flannel's
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _FILE_NAME_MOST = 255 - 32  # NAME_MAX of Linux, less what a record's name has beside the container's
 _INTERFACE_MOST = 15  # IFNAMSIZ of Linux, less its zero byte
 
@@ -102,7 +100,7 @@ def _read_environment(verb: str, environment: Mapping[str, str]) -> Attachment:
     if "CNI_IFNAME" not in REQUIRED[verb]:
         return Attachment("", "")
     container, interface = environment["CNI_CONTAINERID"], environment["CNI_IFNAME"]
-    if not _NAME.fullmatch(container) or len(container) > _FILE_NAME_MOST:
+    if not _is_name(container) or len(container) > _FILE_NAME_MOST:
         raise Failure(failure.ENVIRONMENT, f"CNI_CONTAINERID {_short(container)} is not a container's name",
                       f"expected a letter or digit, then letters, digits and _.- , at most {_FILE_NAME_MOST}")
     if not _is_interface(interface):
@@ -110,6 +108,10 @@ def _read_environment(verb: str, environment: Mapping[str, str]) -> Attachment:
                       f"expected 1 to {_INTERFACE_MOST} bytes without /, : and blanks, and not . or ..")  # fmt: skip
     _read_netns(environment)
     return Attachment(container, interface)
+
+
+def _is_name(text: str) -> bool:
+    return text.isascii() and text[:1].isalnum() and all(letter.isalnum() or letter in "_.-" for letter in text)
 
 
 def _is_interface(name: str) -> bool:
@@ -168,7 +170,7 @@ def read_network(said: Mapping[str, Any]) -> Network:
     name = said.get("name")
     if not name:
         raise Failure(failure.CONFIGURATION, "name is missing", "the network's name is needed")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _is_name(name):
         raise _wrong("name", name, "letters, digits and _.- after a letter or digit")
     handed_on: dict[str, Any] = {"cniVersion": version} if said.get("cniVersion") else {}
     handed_on |= {key: _read_object(said, key) for key in ("args", "runtimeConfig") if said.get(key) is not None}
