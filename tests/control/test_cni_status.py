@@ -125,7 +125,7 @@ def test_check_without_subnet_env(world: World) -> None:
 # -- STATUS -----------------------------------------------------------------------------------------------------------
 
 
-def status(world: World, **changes: str | None) -> Any:  # noqa: ANN401 - a Done
+def status(world: World, **changes: Any) -> Any:  # noqa: ANN401 - a Done
     return world.call("STATUS", CONTAINERID=None, NETNS=None, IFNAME=None, **changes)
 
 
