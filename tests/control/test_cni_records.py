@@ -1,5 +1,6 @@
 """What the CNI plugin keeps of an attachment, and how DEL comes by it, whatever happened between."""
 
+import contextlib
 import json
 import os
 import signal
@@ -194,6 +195,12 @@ def test_a_limit_on_the_size_of_files_leaves_nothing(world: World) -> None:
 # -- calls at once, and calls that are killed -------------------------------------------------------------------------
 
 
+def waits_for_its_turn(call: subprocess.Popen[bytes]) -> bool:
+    with contextlib.suppress(OSError):
+        return "nanosleep" in Path(f"/proc/{call.pid}/wchan").read_text()
+    return False
+
+
 def test_calls_for_one_container_wait_for_each_other_and_others_do_not(world: World) -> None:
     gate = world.root / "gate"
     world.has("bridge", "ADD", f'test "$CNI_CONTAINERID" != c1 || until test -e {gate}; do sleep 0.01; done\n')
@@ -202,7 +209,7 @@ def test_calls_for_one_container_wait_for_each_other_and_others_do_not(world: Wo
         wait_until(lambda: world.records() == {"c1"}, "the first ADD is with the delegate")
         deleting = world.start("DEL")
         world.call("ADD", CONTAINERID="c2").succeeded()
-        assert deleting.poll() is None
+        wait_until(lambda: waits_for_its_turn(deleting), "DEL waits")
         assert world.records() == {"c1", "c2"}
         gate.touch()
         adding.result().succeeded()
@@ -221,6 +228,7 @@ def test_del_waits_for_the_delegate_of_an_add_that_was_killed(world: World) -> N
         os.kill(adding.pid, signal.SIGKILL)
         with world.start("DEL") as deleting:
             assert adding.wait(30) == -signal.SIGKILL
+            wait_until(lambda: waits_for_its_turn(deleting), "DEL waits")
             gate.touch()
             assert deleting.wait(30) == 0
     assert (world.root / "order").read_text() == "made\nremoved\n"

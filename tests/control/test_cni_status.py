@@ -148,7 +148,7 @@ def test_status_when_the_daemon_is_not_ready(world: World, daemon: list[str]) ->
 
 
 def test_status_when_the_daemon_was_killed(world: World) -> None:
-    with closing(control.serve(world.socket, dict)):
+    with closing(control.serve(world.socket, lambda _: {})):
         kept = world.root / "kept.sock"
         kept.hardlink_to(world.socket)
     world.socket = kept  # as kill -9 leaves it
