@@ -104,6 +104,11 @@ class World:
         """Have a stand-in do something of its own."""
         (self.root / f"{name}.{verb}").write_text(script)
 
+    @staticmethod
+    def until(gate: Path) -> str:
+        """For a stand-in's script: wait for a file, but not for ever."""
+        return f"n=0; until test -e {gate} || test $n = 6000; do n=$((n+1)); sleep 0.01; done\n"
+
     def fails(self, name: str, verb: str, code: int = 999, message: str = "no luck") -> None:
         """Have a stand-in fail as the specification wants it."""
         error = json.dumps({"cniVersion": "1.1.0", "code": code, "msg": message})

@@ -203,7 +203,7 @@ def waits_for_its_turn(call: subprocess.Popen[bytes]) -> bool:
 
 def test_calls_for_one_container_wait_for_each_other_and_others_do_not(world: World) -> None:
     gate = world.root / "gate"
-    world.has("bridge", "ADD", f'test "$CNI_CONTAINERID" != c1 || until test -e {gate}; do sleep 0.01; done\n')
+    world.has("bridge", "ADD", f'if test "$CNI_CONTAINERID" = c1; then {world.until(gate)} fi\n')
     with ThreadPoolExecutor(2) as pool:
         adding = pool.submit(world.call, "ADD")
         wait_until(lambda: world.records() == {"c1"}, "the first ADD is with the delegate")
@@ -221,7 +221,7 @@ def test_calls_for_one_container_wait_for_each_other_and_others_do_not(world: Wo
 
 def test_del_waits_for_the_delegate_of_an_add_that_was_killed(world: World) -> None:
     gate = world.root / "gate"
-    world.has("bridge", "ADD", f"until test -e {gate}; do sleep 0.01; done; echo made >>{world.root}/order\n")
+    world.has("bridge", "ADD", f"{world.until(gate)} echo made >>{world.root}/order\n")
     world.has("bridge", "DEL", f"echo removed >>{world.root}/order\n")
     with world.start("ADD") as adding:
         wait_until(lambda: world.records() == {"c1"} and (world.root / "calls").exists(), "the delegate is called")
