@@ -1,0 +1,154 @@
+"""The CNI plugin among the reference plugins, called by cnitool: pods of two nodes talk through our daemons."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from contextlib import closing
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flannel_udp.registry import open_registry
+
+from ..conftest import require_commands, require_namespaces, require_tun, wait_until
+from ..netns.node_daemon import Daemon
+from ..netns.real_flannel import peer
+from ..netns.topology import UNDERLAY6, Topology
+from ..netns.transfer import transfer
+from .cni_nodes import CniNode, CniPod, addresses, held
+from .cni_storm import debian, reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FAMILIES = {
+    "ipv4": '{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}',
+    "dual": '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", '
+            '"Backend": {"Type": "vxlan"}}',
+}
+VERSIONS = [*((reference, version) for version in ("1.1.0", "1.0.0", "0.4.0", "0.3.1")),
+            *((debian, version) for version in ("1.0.0", "0.4.0", "0.3.1"))]
+SIZE = 4 << 20
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def daemons(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Daemon]]:
+    """Two nodes whose daemons know each other."""
+    require_commands("ip", "ping", "setpriv", "unshare")
+    require_commands("iptables", package="iptables")
+    require_namespaces()
+    require_tun()
+    root = tmp_path_factory.mktemp(request.param)
+    registry = f"sqlite://{root}/registry.db"
+    with closing(open_registry(registry)) as opened:
+        opened.write_config(FAMILIES[request.param])
+    topology = Topology(2)
+    try:
+        for node in topology.nodes:
+            node.ip(f"route add default via {UNDERLAY6[254]} dev eth0")
+        made = [Daemon(node, root, registry, "", "--ip-masq") for node in topology.nodes]
+        for daemon in made:
+            wait_until(daemon.ready, "it is ready")
+        for daemon in made:
+            wait_until(lambda daemon=daemon: daemon.status()["peers"], "it has its peers")  # type: ignore[misc]
+        yield made
+    finally:
+        topology.close()
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda one: f"{one[0].__name__}-{one[1]}")
+def nodes(request: pytest.FixtureRequest, daemons: list[Daemon]) -> Iterator[list[CniNode]]:
+    """The same as a runtime sees them, with plugins of one origin and a version of the specification."""
+    delegates, version = request.param
+    with contextlib.ExitStack() as stack:
+        made = [CniNode(daemon, delegates(), version) for daemon in daemons]
+        for node in made:
+            stack.callback(node.close)
+        peer("cnitool")
+        yield made
+
+
+def test_pods_of_two_nodes_are_plugged_in_talk_and_leave_nothing(nodes: list[CniNode]) -> None:
+    pods = [node.add_pod() for node in nodes]
+    results = [node.add(pod) for node, pod in zip(nodes, pods, strict=True)]
+    for node, pod, result in zip(nodes, pods, results, strict=True):
+        assert result["cniVersion"] == node.version
+        assert held(pod) == {ip["address"] for ip in result["ips"]}  # the kernel's word
+        assert node.reserved() == set(addresses(result))  # host-local's
+        assert len(node.kept()) == len(node.links()) == 1
+    talk(pods, results)
+    for node, pod in zip(nodes, pods, strict=True):
+        checks(node, pod)
+    for node, pod in zip(nodes, pods, strict=True):
+        for _ in range(2):
+            done = node.cnitool("del", pod)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert node.kept() == node.links() == node.reserved() == set()
+
+
+def talk(pods: list[CniPod], results: list[dict[str, object]]) -> None:
+    """By each address, from either to the other; and a transfer."""
+    for here, there in ((0, 1), (1, 0)):
+        for address in addresses(results[there]):
+            pinged = pods[here].ping(address)
+            assert pinged.returncode == 0, pinged.stdout
+    for address in addresses(results[1]):
+        transfer(pods[0], pods[1], ip_address(address), SIZE)
+
+
+def checks(node: CniNode, pod: CniPod) -> None:
+    """CHECK, where the version has it, finds the pod well, and tells when it is not."""
+    if node.version == "0.3.1":
+        return
+    found = node.cnitool("check", pod)
+    assert found.returncode == 0, found.stdout + found.stderr
+    pod.ip("addr flush dev eth0")
+    missed = node.cnitool("check", pod)
+    assert missed.returncode != 0
+    assert "plugin bridge" in missed.stdout + missed.stderr
+
+
+def test_a_port_of_the_node_leads_to_the_pod(nodes: list[CniNode]) -> None:
+    one, two = nodes
+    pod = one.add_pod()
+    result = one.add(pod, [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}])
+    fetched = serve_and_fetch(pod, two, str(one.node.address), addresses(result)[0])
+    assert fetched == b"from the pod"
+    assert one.cnitool("del", pod, [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]).returncode == 0
+
+
+def serve_and_fetch(pod: CniPod, other: CniNode, node_address: str, pod_address: str) -> bytes:
+    """What comes from port 80 of the pod to the other node, which asks for port 8080 of the pod's node."""
+    with pod.entered():
+        listener = socket.create_server((pod_address, 80))
+    with listener:
+        with other.node.entered():
+            client = socket.create_connection((node_address, 8080), timeout=20)
+        with client:
+            listener.settimeout(20)
+            server, _ = listener.accept()
+            with server:
+                server.sendall(b"from the pod")
+            return client.recv(100)
+
+
+@pytest.mark.parametrize("daemons", ["dual"], indirect=True)
+def test_status_and_gc_reach_the_plugins(daemons: list[Daemon]) -> None:
+    node = CniNode(daemons[0], reference(), "1.1.0")
+    with contextlib.closing(node):
+        pod = node.add_pod()
+        assert node.cnitool("status", pod).returncode == 0
+        node.add(pod)
+        assert len(node.reserved()) == 2
+        done = node.cnitool("gc", pod)  # cnitool takes every attachment for a gone one
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert node.reserved() == set()
+        assert not list(node.records.iterdir())
+        env = daemons[0].home / "subnet.env"
+        env.rename(env.with_name("away"))
+        missed = node.cnitool("status", pod)
+        env.with_name("away").rename(env)
+        assert missed.returncode != 0
+        assert "subnet.env is missing" in missed.stdout + missed.stderr
