@@ -98,9 +98,8 @@ def test_files_and_results_are_the_same(node: CniNode) -> None:
 
 def normal(result: dict[str, Any], netns: str) -> dict[str, Any]:
     """A result less what is by lot: hardware addresses, the veth's name, the pod's namespace and its address."""
-    interfaces = [
-        {**one, "mac": "", "name": one["name"].rstrip("0123456789abcdef"), "pod": one.get("sandbox") == netns, "sandbox": ""}
-        for one in result["interfaces"]]  # fmt: skip
+    interfaces = [{"name": one["name"].rstrip("0123456789abcdef"), "keys": sorted(one),
+                   "in the pod": one.get("sandbox") == netns} for one in result["interfaces"]]  # fmt: skip
     ips = [{**ip, "address": ip["address"].partition("/")[2]} for ip in result["ips"]]
     return {**result, "interfaces": interfaces, "ips": ips}
 
