@@ -26,7 +26,7 @@ FlannelUdpError                 every error that is somebody's to mend; str() is
 Fault is none of them: no user can mend what the program did not expect.
 """
 
-from typing import NamedTuple
+from flannel_udp.named import NamedTuple
 
 
 class Fault(NamedTuple):

@@ -13,10 +13,11 @@ import contextlib
 import os
 import shlex
 from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, NamedTuple
 
 from flannel_udp.errors import SubnetEnvError
+from flannel_udp.named import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path

@@ -6,14 +6,16 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flannel_udp.cni import failure
 from flannel_udp.cni.failure import Failure
+from flannel_udp.named import NamedTuple
 from flannel_udp.paths import DEFAULT_RUN_DIR, DEFAULT_SUBNET_FILE
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
 # Specification: those that the reference library knows. The delegated plugin gives its result in the form of each.
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from flannel_udp.cni import failure
 from flannel_udp.cni.failure import Failure
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from flannel_udp.cni.call import Network
     from flannel_udp.subnet_env import PluginEnv

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from flannel_udp.cni import call, failure, verbs
 from flannel_udp.cni.failure import Failure
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 ABOUT = f"""flannel-udp's CNI plugin, called by container runtimes; `flannel-udp cni install --help` tells how.
 CNI versions supported: {', '.join(call.VERSIONS)}"""

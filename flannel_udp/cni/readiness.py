@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from flannel_udp.cni import failure
 from flannel_udp.cni.failure import Failure
 from flannel_udp.errors import ControlError, SubnetEnvError
 from flannel_udp.subnet_env import plugin_env
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 

@@ -19,15 +19,17 @@ import os
 import struct
 import time
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flannel_udp.cni import failure
 from flannel_udp.cni.failure import Failure
+from flannel_udp.named import NamedTuple
 from flannel_udp.subnet_env import half_written, write_whole
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import Any
 
     from flannel_udp.cni.call import Attachment
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from flannel_udp.cni import call, delegate, failure, records
 from flannel_udp.cni.failure import Failure
 from flannel_udp.cni.readiness import daemon_trouble, read_env
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
 
     from flannel_udp.cni.call import Attachment, Call, Network
     from flannel_udp.cni.records import Record
 
-Answer = dict[str, Any]
+    Answer = dict[str, Any]
 
 USUAL_INTERFACE = "eth0"  # what runtimes call it; for files of flannel's plugin, which do not tell
 
