@@ -210,7 +210,7 @@ def test_every_command_exists(document: Path) -> None:
 def test_every_flag_exists(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = {f"--{flag.name}" for flag in options.FLAGS}
     for words in ("config get", "config set", "config check", "leases", "status", "lab up", "lab exec", "lab packet",
-                  "cleanup", "mk-docker-opts"):
+                  "cleanup", "mk-docker-opts", "cni install"):
         with contextlib.suppress(SystemExit):
             cli.main([*words.split(), "--help"])
     known |= set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
@@ -243,6 +243,17 @@ def headings(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in found}
 
 
+def test_every_sentence_of_the_cni_specification_has_its_test() -> None:
+    """The last column of the table names tests that there are."""
+    (section,) = re.findall(r"^### The specification, sentence by sentence$(.*)", COMPATIBILITY.read_text(),
+                            re.MULTILINE | re.DOTALL)  # fmt: skip
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 30
+    for row in rows:
+        (named,) = re.findall(r"`([\w/]+\.py)::(\w+)`", row[-1])
+        assert f"\ndef {named[1]}(" in (ROOT / "tests" / named[0]).read_text(), named
+
+
 @DOCUMENTS
 def test_every_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
@@ -263,5 +274,5 @@ def test_the_drop_table_is_the_codes() -> None:
 def test_the_readme_says_what_is_not_there_yet() -> None:
     """The section that a refused flag of `run` sends its user to."""
     (section,) = re.findall(r"^## Not yet$(.*?)^## ", README.read_text(), re.MULTILINE | re.DOTALL)
-    for missing in ("Kubernetes", "CNI"):
+    for missing in ("Kubernetes", "wireguard"):
         assert missing in section, missing
