@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from ipaddress import ip_interface
@@ -14,20 +15,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flannel_udp.cni.install import PLUGIN, install
+from flannel_udp.registry import open_registry
 
+from ..conftest import require_commands, require_namespaces, require_tun, wait_until
+from ..netns.node_daemon import Daemon
 from ..netns.real_flannel import peer
-from ..netns.topology import Place
+from ..netns.topology import UNDERLAY6, Place, Topology
 
 if TYPE_CHECKING:
     import subprocess
-
-    from ..netns.node_daemon import Daemon
+    from collections.abc import Iterator
 
 Ports = list[dict[str, object]]
 
 NETWORK = "pods"
+DUAL_STACK = {"Network": "10.5.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}
 PROBES = "net/ipv6/conf/default/accept_dad"
 _AS_VAR_LIB = 'mount --bind "$0" /var/lib && exec "$@"'
+
+
+@contextlib.contextmanager
+def ready_daemons(root: Path, config: dict[str, object], count: int, *options: str) -> Iterator[list[Daemon]]:
+    """Nodes whose daemons are ready and know each other, for tests that plug pods in."""
+    require_commands("ip", "ping", "setpriv", "unshare")
+    require_commands("iptables", package="iptables")
+    require_namespaces()
+    require_tun()
+    registry = f"sqlite://{root}/registry.db"
+    with contextlib.closing(open_registry(registry)) as opened:
+        opened.write_config(json.dumps(config))
+    with contextlib.closing(Topology(count)) as topology:
+        for node in topology.nodes:
+            node.ip(f"route add default via {UNDERLAY6[254]} dev eth0")
+        daemons = [Daemon(node, root, registry, "", *options) for node in topology.nodes]
+        rows = (count - 1) * (2 if config.get("EnableIPv6") else 1)
+        for daemon in daemons:
+            wait_until(daemon.ready, "it is ready")
+        for daemon in daemons:
+            wait_until(lambda daemon=daemon: len(daemon.status()["peers"]) == rows, "it has its peers")  # type: ignore[misc]
+        yield daemons
 
 
 class CniPod(Place):

@@ -9,42 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flannel_udp.registry import open_registry
-
-from ..conftest import require_commands, require_namespaces, require_tun, wait_until
-from ..netns.node_daemon import Daemon
 from ..netns.real_flannel import peer
-from ..netns.topology import UNDERLAY6, Topology
-from .cni_nodes import CniNode, CniPod, held
+from .cni_nodes import DUAL_STACK, CniNode, CniPod, held, ready_daemons
 from .cni_storm import debian, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DUAL = ('{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", '
-        '"Backend": {"Type": "vxlan"}}')  # fmt: skip
+    from ..netns.node_daemon import Daemon
+
 OWNER = "flannel-udp/ifname"
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A node of a dual-stack network."""
-    require_commands("ip", "setpriv")
-    require_commands("iptables", package="iptables")
-    require_namespaces()
-    require_tun()
     root = tmp_path_factory.mktemp("flannel")
-    registry = f"sqlite://{root}/registry.db"
-    with closing(open_registry(registry)) as opened:
-        opened.write_config(DUAL)
-    topology = Topology(1)
-    try:
-        topology.nodes[0].ip(f"route add default via {UNDERLAY6[254]} dev eth0")
-        daemon = Daemon(topology.nodes[0], root, registry)
-        wait_until(daemon.ready, "it is ready")
+    with ready_daemons(root, {**DUAL_STACK, "Backend": {"Type": "vxlan"}}, 1) as (daemon,):
         yield daemon
-    finally:
-        topology.close()
 
 
 @pytest.fixture(params=[(reference, "0.4.0"), (reference, "0.3.1"), (debian, "0.4.0")],

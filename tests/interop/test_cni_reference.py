@@ -4,58 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from contextlib import closing
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
 
-from flannel_udp.registry import open_registry
-
-from ..conftest import require_commands, require_namespaces, require_tun, wait_until
-from ..netns.node_daemon import Daemon
 from ..netns.real_flannel import peer
-from ..netns.topology import UNDERLAY6, Topology
 from ..netns.transfer import transfer
-from .cni_nodes import CniNode, CniPod, addresses, held
+from .cni_nodes import DUAL_STACK, CniNode, CniPod, addresses, held, ready_daemons
 from .cni_storm import debian, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FAMILIES = {
-    "ipv4": '{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}',
-    "dual": '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", '
-            '"Backend": {"Type": "vxlan"}}',
+    from ..netns.node_daemon import Daemon
+
+CONFIGS: dict[str, dict[str, object]] = {
+    "ipv4": {"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}},
+    "dual": {**DUAL_STACK, "Backend": {"Type": "vxlan"}},
 }
 VERSIONS = [*((reference, version) for version in ("1.1.0", "1.0.0", "0.4.0", "0.3.1")),
             *((debian, version) for version in ("1.0.0", "0.4.0", "0.3.1"))]
 SIZE = 4 << 20
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=list(CONFIGS))
 def daemons(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Daemon]]:
     """Two nodes whose daemons know each other."""
-    require_commands("ip", "ping", "setpriv", "unshare")
-    require_commands("iptables", package="iptables")
-    require_namespaces()
-    require_tun()
     root = tmp_path_factory.mktemp(request.param)
-    registry = f"sqlite://{root}/registry.db"
-    with closing(open_registry(registry)) as opened:
-        opened.write_config(FAMILIES[request.param])
-    topology = Topology(2)
-    try:
-        for node in topology.nodes:
-            node.ip(f"route add default via {UNDERLAY6[254]} dev eth0")
-        made = [Daemon(node, root, registry, "", "--ip-masq") for node in topology.nodes]
-        for daemon in made:
-            wait_until(daemon.ready, "it is ready")
-        for daemon in made:
-            wait_until(lambda daemon=daemon: daemon.status()["peers"], "it has its peers")  # type: ignore[misc]
-        yield made
-    finally:
-        topology.close()
+    with ready_daemons(root, CONFIGS[request.param], 2, "--ip-masq") as daemons:
+        yield daemons
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda one: f"{one[0].__name__}-{one[1]}")

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from flannel_udp.registry import open_registry
-
-from ..conftest import require_commands, require_namespaces, require_tun, wait_until
-from ..netns.node_daemon import Daemon
-from ..netns.topology import UNDERLAY6, Topology
-from .cni_nodes import NETWORK, CniNode
+from ..conftest import require_commands, wait_until
+from .cni_nodes import DUAL_STACK, NETWORK, CniNode, ready_daemons
 from .cni_storm import debian
 from .podman import Podman
 
@@ -25,8 +19,6 @@ if TYPE_CHECKING:
 
     from ..netns.topology import Place
 
-DUAL = ('{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", '
-        '"Backend": {"Type": "udp"}}')  # fmt: skip
 PYTHON = str(Path(sys.executable).resolve())
 PORT, OUTSIDE_PORT = 80, 8080
 SERVE = """import socket, sys
@@ -44,24 +36,9 @@ print(socket.create_connection((sys.argv[1], 80), timeout=10).recv(100).decode()
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Podman]]:
     """podman on two nodes whose daemons know each other."""
-    require_commands("ip", "setpriv", "unshare", "nsenter", "ping")
-    require_commands("podman", "crun", "iptables", package="podman, crun, iptables")
-    require_namespaces()
-    require_tun()
+    require_commands("podman", "crun", "nsenter", package="podman, crun, util-linux")
     root = tmp_path_factory.mktemp("podman")
-    registry = f"sqlite://{root}/registry.db"
-    with closing(open_registry(registry)) as opened:
-        opened.write_config(DUAL)
-    with contextlib.ExitStack() as stack:
-        topology = Topology(2)
-        stack.callback(topology.close)
-        for node in topology.nodes:
-            node.ip(f"route add default via {UNDERLAY6[254]} dev eth0")
-        daemons = [Daemon(node, root, registry, "", "--ip-masq") for node in topology.nodes]
-        for daemon in daemons:
-            wait_until(daemon.ready, "it is ready")
-        for daemon in daemons:
-            wait_until(lambda daemon=daemon: len(daemon.status()["peers"]) == 2, "it has its peers")  # type: ignore[misc]
+    with ready_daemons(root, {**DUAL_STACK, "Backend": {"Type": "udp"}}, 2, "--ip-masq") as daemons:
         yield [Podman(CniNode(daemon, debian(), "1.0.0"), NETWORK) for daemon in daemons]
 
 
