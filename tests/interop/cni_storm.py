@@ -47,7 +47,7 @@ _CALL_DEADLINE = 60.0
 _DEBIAN = Path("/usr/lib/cni")
 _BUILD = Path(__file__).parent / "peers" / "build"
 _BUILT = _BUILD.parents[3] / ".cache" / "peers" / "bin"
-_DELEGATES = ("bridge", "host-local")
+_NEEDED = ("bridge", "host-local", "portmap")
 
 
 class Blow(NamedTuple):
@@ -72,14 +72,14 @@ class Done(NamedTuple):
 
 def debian() -> Path:
     """Where Debian has its plugins: in Debian 12 1.1.1, which know no GC."""
-    require(all((_DEBIAN / name).exists() for name in _DELEGATES), "needs Debian's containernetworking-plugins")
+    require(all((_DEBIAN / name).exists() for name in _NEEDED), "needs Debian's containernetworking-plugins")
     return _DEBIAN
 
 
 def reference() -> Path:
     """Where the plugins of go.mod's version are built."""
-    require(all((_BUILT / name).exists() for name in _DELEGATES) or shutil.which("go"), "needs go (1.26)")
-    for name in _DELEGATES:
+    require(all((_BUILT / name).exists() for name in _NEEDED) or shutil.which("go"), "needs go (1.26)")
+    for name in _NEEDED:
         subprocess.run([_BUILD, name], stdout=subprocess.DEVNULL, check=True, timeout=600)
     return _BUILT
 
