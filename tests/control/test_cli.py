@@ -13,6 +13,7 @@ import pytest
 
 from flannel_udp import cli, control
 from flannel_udp.errors import LabError
+from flannel_udp.lab.layout import Overlay
 from flannel_udp.options import NodeOptions
 from flannel_udp.registry import Listing, open_registry
 from flannel_udp.registry.sqlite import SqliteRegistry
@@ -333,13 +334,13 @@ def test_status_asks_the_daemon_of_a_run_dir(told: Told, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(("words", "function", "expected"), [
-    (["up", "--nodes", "5"], "up", (5, "lab", "udp", (4,))),
-    (["up", "--backend", "vxlan", "--dual-stack"], "up", (3, "lab", "vxlan", (4, 6))),
-    (["up", "--name", "x"], "up", (3, "x", "udp", (4,))),
+    (["up", "--nodes", "5"], "up", (5, "lab", Overlay("udp", (4,)))),
+    (["up", "--backend", "vxlan", "--dual-stack"], "up", (3, "lab", Overlay("vxlan", (4, 6)))),
+    (["up", "--name", "x"], "up", (3, "x", Overlay("udp", (4,)))),
     (["exec", "2", "--pod", "--", "ping", "--", "-c1"], "execute", ("lab", "2", True, ["ping", "--", "-c1"])),
     (["exec", "--name", "x", "2", "--", "ip", "--json", "a"], "execute", ("x", "2", False, ["ip", "--json", "a"])),
-    (["status"], "status", ("lab",)), (["down", "--name", "x"], "down", ("x",)), (["demo"], "demo", ("udp", (4,))),
-    (["demo", "--ipv6"], "demo", ("udp", (6,))),
+    (["status"], "status", ("lab",)), (["down", "--name", "x"], "down", ("x",)), (["demo"], "demo", (Overlay("udp", (4,)),)),
+    (["demo", "--ipv6"], "demo", (Overlay("udp", (6,)),)),
     (["packet", "1", "2"], "packet", ("lab", "1", "2")),
 ])
 def test_lab_commands_reach_the_lab(monkeypatch: pytest.MonkeyPatch, words: list[str], function: str,

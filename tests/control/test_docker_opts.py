@@ -12,6 +12,7 @@ from flannel_udp import cli
 from flannel_udp.subnet_env import SubnetEnv, write_subnet_env
 
 from ..conftest import require
+from ..netns.real_flannel import peer
 
 ENV = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.20.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n"
 BOTH = ('DOCKER_OPT_BIP="--bip=10.5.20.1/24"\nDOCKER_OPT_IPMASQ="--ip-masq=false"\nDOCKER_OPT_MTU="--mtu=1472"\n'
@@ -43,7 +44,10 @@ def ours(tmp_path: Path) -> Make:
 def theirs(tmp_path: Path) -> Make:
     """What flannel's script writes."""
     cache = Path(os.environ.get("GOMODCACHE") or Path(os.environ.get("GOPATH") or Path.home() / "go") / "pkg/mod")
-    script = next(iter(cache.glob("github.com/flannel-io/flannel@*/dist/mk-docker-opts.sh")), None)
+    pattern = "github.com/flannel-io/flannel@*/dist/mk-docker-opts.sh"
+    if not list(cache.glob(pattern)):
+        peer("flannel-node")  # brings the module
+    script = next(iter(cache.glob(pattern)), None)
     require(script and shutil.which("ip"), "needs flannel's module: tests/interop/peers/build flannel-node")
 
     def make(env: str, *words: str) -> str:
