@@ -339,7 +339,8 @@ def test_status_asks_the_daemon_of_a_run_dir(told: Told, tmp_path: Path, monkeyp
     (["up", "--name", "x"], "up", (3, "x", Overlay("udp", (4,)))),
     (["exec", "2", "--pod", "--", "ping", "--", "-c1"], "execute", ("lab", "2", True, ["ping", "--", "-c1"])),
     (["exec", "--name", "x", "2", "--", "ip", "--json", "a"], "execute", ("x", "2", False, ["ip", "--json", "a"])),
-    (["status"], "status", ("lab",)), (["down", "--name", "x"], "down", ("x",)), (["demo"], "demo", (Overlay("udp", (4,)),)),
+    (["status"], "status", ("lab",)), (["down", "--name", "x"], "down", ("x",)),
+    (["demo"], "demo", (Overlay("udp", (4,)),)),
     (["demo", "--ipv6"], "demo", (Overlay("udp", (6,)),)),
     (["packet", "1", "2"], "packet", ("lab", "1", "2")),
 ])

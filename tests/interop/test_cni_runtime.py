@@ -52,6 +52,7 @@ def pair(machines: list[Podman]) -> Iterator[list[Podman]]:
     yield machines
     for machine in machines:
         machine("rm", "--all", "--force", "--time", "0")
+    for machine in machines:
         assert machine.node.kept() == machine.node.reserved() == machine.node.links() == set()
 
 
