@@ -408,11 +408,17 @@ def _add_host_commands(commands: Commands) -> None:
 
 def _add_cni_commands(commands: Commands) -> None:
     made = _add(commands, "install", cni_install, "put the plugin where container runtimes look for it")
-    made.add_argument("--bin-dir", metavar="DIR", type=Path, required=True,
+    made.add_argument("--bin-dir", metavar="DIR", type=_folder, required=True,
                       help="the plugins' folder, often /opt/cni/bin or /usr/lib/cni: there it is called flannel")
-    made.add_argument("--conf-dir", metavar="DIR", type=Path,
+    made.add_argument("--conf-dir", metavar="DIR", type=_folder,
                       help="write 10-flannel.conflist into this folder, often /etc/cni/net.d (default: none)")
-    made.add_argument("--cni-version", metavar="VERSION", help="of that network (default 1.0.0)")
+    made.add_argument("--cni-version", metavar="VERSION", help="of the network in 10-flannel.conflist (default 1.0.0)")
+
+
+def _folder(word: str) -> Path:
+    if not word:
+        raise argparse.ArgumentTypeError("expected a folder, found nothing")
+    return Path(word)
 
 
 def _add_run_dir(parser: argparse.ArgumentParser) -> None:

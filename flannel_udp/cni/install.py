@@ -54,12 +54,16 @@ def _interpreter(python: str) -> str:
 
 
 def conflist(version: str = DEFAULT_VERSION) -> dict[str, object]:
-    """flannel's usual network: the plugin, then port mappings."""
+    """flannel's usual network: the plugin, then port mappings.
+
+    forceAddress is ours: without it the bridge plugin refuses all containers once the node's subnet has changed.
+    """
+    delegate = {"hairpinMode": True, "isDefaultGateway": True, "forceAddress": True}
     return {
         "name": "cbr0",
         "cniVersion": version,
         "plugins": [
-            {"type": PLUGIN, "delegate": {"hairpinMode": True, "isDefaultGateway": True}},
+            {"type": PLUGIN, "delegate": delegate},
             {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
     }
@@ -77,7 +81,7 @@ def install(bin_dir: Path, conf_dir: Path | None = None, version: str = DEFAULT_
     try:
         there = conf_dir / CONFLIST if conf_dir else None
         if there and there.exists() and there.read_text() != network:
-            raise PluginError(f"{there} is there and differs: move it away, or leave --conf-dir out")
+            raise PluginError(f"{there} is there and differs: move it away, or leave --conf-dir out; nothing was done")
         done = _install_plugin(bin_dir)
         if there:
             write_whole(there, network)
@@ -91,7 +95,8 @@ def _install_plugin(bin_dir: Path) -> list[str]:
     plugin, done = bin_dir / PLUGIN, []
     if plugin.exists() and MARK.encode() not in plugin.read_bytes():
         saved = bin_dir / SAVED
-        saved.unlink(missing_ok=True)
+        if saved.exists():
+            raise PluginError(f"{plugin} is not ours, and {saved} is taken: move one of them away; nothing was done")
         saved.hardlink_to(plugin)
         done.append(f"{saved}: the plugin that was there")
     write_whole(plugin, launcher(), mode=0o755)

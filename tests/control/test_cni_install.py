@@ -68,6 +68,12 @@ def test_another_plugin_is_kept_beside_ours_and_ours_is_renewed(tmp_path: Path) 
     assert told == [f"{tmp_path}/flannel.saved: the plugin that was there", f"{tmp_path}/flannel: the CNI plugin"]
     assert install.install(tmp_path) == [f"{tmp_path}/flannel: the CNI plugin"]
     assert (tmp_path / "flannel.saved").read_bytes() == b"\x7fELF flannel's"
+    (tmp_path / "flannel").write_bytes(b"another")
+    with pytest.raises(PluginError, match=r"flannel\.saved is taken.*nothing was done"):
+        install.install(tmp_path)
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"another", b"\x7fELF flannel's"}
+    (tmp_path / "flannel").unlink()
+    install.install(tmp_path)
     assert supported(tmp_path / "flannel") == list(VERSIONS)
 
 
@@ -92,6 +98,10 @@ def test_a_network_of_the_administrators_own_stays(tmp_path: Path) -> None:
 def test_what_cannot_be_obeyed_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match=r"--cni-version 2\.0\.0: expected one of 0\.1\.0, "):
         install.install(tmp_path, version="2.0.0")
+    for words in (["--bin-dir", ""], ["--bin-dir", str(tmp_path), "--conf-dir", ""]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["cni", "install", *words])
+        assert "expected a folder" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main(["cni", "install", "--bin-dir", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().err == f"flannel-udp: {tmp_path}/file: File exists: the plugin is not installed\n"

@@ -79,7 +79,7 @@ class CniNode:
         (self.folder / "lib").mkdir(parents=True, exist_ok=True)
         self.path = f"{self.plugin.parent}:{delegates}"
         self.version = version
-        self.network = {
+        self.network: dict[str, Any] = {
             "type": "flannel", "subnetFile": f"{daemon.home}/subnet.env", "dataDir": str(self.records),
             "controlSocket": f"{daemon.home}/run/control.sock",
             "delegate": {"isDefaultGateway": True, "hairpinMode": True}, "ipam": {"dataDir": str(self.networks)},

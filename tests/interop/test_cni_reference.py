@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
+
+from flannel_udp.cni.install import conflist
 
 from ..netns.real_flannel import peer
 from ..netns.transfer import transfer
@@ -15,7 +18,8 @@ from .cni_nodes import DUAL_STACK, CniNode, CniPod, addresses, held, ready_daemo
 from .cni_storm import debian, reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from ..netns.node_daemon import Daemon
 
@@ -130,3 +134,37 @@ def test_status_and_gc_reach_the_plugins(daemons: list[Daemon]) -> None:
         env.with_name("away").rename(env)
         assert missed.returncode != 0
         assert "subnet.env is missing" in missed.stdout + missed.stderr
+
+
+@pytest.mark.parametrize("daemons", ["dual"], indirect=True)
+@pytest.mark.parametrize("delegates", [reference, debian])
+def test_when_the_subnet_changes_new_pods_get_new_addresses_and_old_ones_keep_theirs(
+    daemons: list[Daemon], delegates: Callable[[], Path]
+) -> None:
+    with contextlib.closing(CniNode(daemons[0], delegates(), "1.0.0")) as node:
+        env = node.folder / "subnet.env"
+        node.network |= {"subnetFile": str(env), "delegate": usual_delegate()}
+        old, new = node.add_pod(), node.add_pod()
+        kept = plugged(node, env, "10.5.1.1/24", old, "old")
+        assert ip_address(kept) in ip_network("10.5.1.0/24")
+        assert ip_address(plugged(node, env, "10.5.2.1/24", new, "new")) in ip_network("10.5.2.0/24")
+        assert kept in {address.partition("/")[0] for address in held(old)}
+        assert len(node.reserved()) == 2
+        for container, pod in (("old", old), ("new", new)):
+            assert node.call("DEL", pod, node.plugin, container).returncode == 0
+        assert node.reserved() == node.kept() == node.links() == set()
+
+
+def usual_delegate() -> object:
+    """That of the network which `cni install` writes."""
+    plugins = conflist()["plugins"]
+    assert isinstance(plugins, list)
+    return plugins[0]["delegate"]
+
+
+def plugged(node: CniNode, env: Path, subnet: str, pod: CniPod, container: str) -> str:
+    """Plug a pod in while the node has this subnet; its address."""
+    env.write_text(f"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
+    done = node.call("ADD", pod, node.plugin, container)
+    assert done.returncode == 0, done.stdout
+    return addresses(json.loads(done.stdout))[0]
