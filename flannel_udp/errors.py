@@ -26,6 +26,8 @@ FlannelUdpError                 every error that is somebody's to mend; str() is
 Fault is none of them: no user can mend what the program did not expect.
 """
 
+from __future__ import annotations
+
 from flannel_udp.named import NamedTuple
 
 

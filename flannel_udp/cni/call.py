@@ -30,9 +30,11 @@ REQUIRED = {  # specification, section 2; where a plugin has to be found, CNI_PA
     "GC": ("CNI_PATH",),
     "VERSION": (),
 }
+VALID = "cni.dev/valid-attachments"
 DEFAULT_DATA_DIR = Path("/var/lib/cni/flannel")  # flannel's
 
 _FILE_NAME_MOST = 255 - 32  # NAME_MAX of Linux, less what a record's name has beside the container's
+_PATH_MOST = 4096  # PATH_MAX of Linux
 _INTERFACE_MOST = 15  # IFNAMSIZ of Linux, less its zero byte
 
 
@@ -102,38 +104,38 @@ def _read_environment(verb: str, environment: Mapping[str, str]) -> Attachment:
     if "CNI_IFNAME" not in REQUIRED[verb]:
         return Attachment("", "")
     container, interface = environment["CNI_CONTAINERID"], environment["CNI_IFNAME"]
-    if not _is_name(container) or len(container) > _FILE_NAME_MOST:
+    if not is_name(container) or len(container) > _FILE_NAME_MOST:
         raise Failure(failure.ENVIRONMENT, f"CNI_CONTAINERID {_short(container)} is not a container's name",
                       f"expected a letter or digit, then letters, digits and _.- , at most {_FILE_NAME_MOST}")
-    if not _is_interface(interface):
+    if not is_interface(interface):
         raise Failure(failure.ENVIRONMENT, f"CNI_IFNAME {_short(interface)} is not an interface's name",
                       f"expected 1 to {_INTERFACE_MOST} bytes without /, : and blanks, and not . or ..")  # fmt: skip
-    _read_netns(environment)
+    if verb != "DEL" and own_netns(environment):
+        raise Failure(failure.OWN_NETNS, f"CNI_NETNS {environment['CNI_NETNS']} is where the plugin runs itself")
     return Attachment(container, interface)
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether a container or a network may be called so."""
     return text.isascii() and text[:1].isalnum() and all(letter.isalnum() or letter in "_.-" for letter in text)
 
 
-def _is_interface(name: str) -> bool:
+def is_interface(name: str) -> bool:
     """As the kernel has it (net/core/dev.c, dev_valid_name)."""
     if not 0 < len(os.fsencode(name)) <= _INTERFACE_MOST or name in (".", ".."):
         return False
     return not any(letter in "/:" or letter.isspace() for letter in name)
 
 
-def _read_netns(environment: Mapping[str, str]) -> None:
-    """Refuse the plugin's own namespace: undoing ADD there could take the node's own interface away."""
+def own_netns(environment: Mapping[str, str]) -> bool:
+    """Whether CNI_NETNS is the plugin's own namespace: undoing ADD there could take an interface of the node away."""
     netns = environment.get("CNI_NETNS", "")
-    if environment.get("CNI_NETNS_OVERRIDE", "").upper() in ("1", "TRUE"):
-        return
+    if not netns or environment.get("CNI_NETNS_OVERRIDE", "").upper() in ("1", "TRUE"):
+        return False
     try:
-        same = os.path.samestat(Path(netns).stat(), Path("/proc/thread-self/ns/net").stat()) if netns else False
+        return os.path.samestat(Path(netns).stat(), Path("/proc/thread-self/ns/net").stat())
     except OSError:
-        return  # a namespace that is gone is no fault in DEL, and for the delegated plugin to tell in ADD
-    if same:
-        raise Failure(failure.OWN_NETNS, f"CNI_NETNS {netns} is the network namespace that the plugin runs in")
+        return False  # one that is gone is no fault in DEL, and for the delegated plugin to tell in ADD
 
 
 # -- configuration ----------------------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def _read_netns(environment: Mapping[str, str]) -> None:
 def decode(data: bytes) -> dict[str, Any]:
     """The JSON object on stdin; Failure when it is none."""
     try:
-        said = json.loads(data.decode(), parse_constant=_no_constant)
+        said = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Failure(failure.DECODE, "the configuration on stdin is not JSON", reason) from None
@@ -153,6 +155,13 @@ def decode(data: bytes) -> dict[str, Any]:
 
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if value - value:  # infinite: what JSON cannot tell the delegated plugin
+        raise ValueError(f"{word} is too large")
+    return value
 
 
 def read_version(said: Mapping[str, Any]) -> str:
@@ -172,7 +181,7 @@ def read_network(said: Mapping[str, Any]) -> Network:
     name = said.get("name")
     if not name:
         raise Failure(failure.CONFIGURATION, "name is missing", "the network's name is needed")
-    if not isinstance(name, str) or not _is_name(name):
+    if not isinstance(name, str) or not is_name(name):
         raise _wrong("name", name, "letters, digits and _.- after a letter or digit")
     handed_on: dict[str, Any] = {"cniVersion": version} if said.get("cniVersion") else {}
     handed_on |= {key: _read_object(said, key) for key in ("args", "runtimeConfig") if said.get(key) is not None}
@@ -222,17 +231,20 @@ def _read_previous(said: Mapping[str, Any]) -> dict[str, Any] | None:
     previous = _read_object(said, "prevResult")
     for key, needed in (("interfaces", "name"), ("ips", "address"), ("routes", "dst")):
         found = previous.get(key)
-        _check_list(f"prevResult.{key}", [] if found is None else found, partial(_has_texts, keys=(needed,)),
-                    f"objects with a {needed}")  # fmt: skip
+        _check_list(f"prevResult.{key}", [] if found is None else found, partial(_is_part, needed=needed),
+                    f"objects with a {needed}; gateways are texts")  # fmt: skip
     return previous or None
 
 
+def _is_part(value: Any, needed: str) -> bool:  # noqa: ANN401 - whatever JSON holds
+    return _has_texts(value, (needed,)) and isinstance(value.get("gateway") or "", str)
+
+
 def _read_valid(said: Mapping[str, Any]) -> frozenset[Attachment]:
-    key = "cni.dev/valid-attachments"
-    valid = said.get(key)
-    if valid is None:  # the reference runtime library writes an empty list so
+    valid = said.get(VALID)
+    if valid is None:  # so the reference runtime library writes an empty list, or leaves it out
         return frozenset()
-    _check_list(key, valid, _is_attachment, 'objects such as {"containerID": "c1", "ifname": "eth0"}')
+    _check_list(VALID, valid, _is_attachment, 'objects such as {"containerID": "c1", "ifname": "eth0"}')
     return frozenset(Attachment(one["containerID"], one["ifname"]) for one in valid)
 
 
@@ -257,9 +269,16 @@ def _read_path(said: Mapping[str, Any], key: str, usual: Path) -> Path:
     value = said.get(key)
     if value is None:
         return usual
-    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value or not _is_encodable(value):
         raise _wrong(key, value, f"an absolute path such as {usual}")
     return Path(value)
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        return len(os.fsencode(path)) < _PATH_MOST
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_type(key: str, value: Mapping[str, Any]) -> None:

@@ -40,7 +40,10 @@ def configure(network: Network, env: PluginEnv) -> dict[str, Any]:
 
 def subnets(configuration: Mapping[str, Any]) -> list[str]:
     """The subnets that `configure` put into a configuration."""
-    return [one["subnet"] for group in configuration["ipam"]["ranges"] for one in group]
+    try:
+        return [one["subnet"] for group in configuration["ipam"]["ranges"] for one in group]
+    except (KeyError, TypeError):
+        return []  # of another make: an older plugin's, or edited
 
 
 def run(verb: str, configuration: Mapping[str, Any], **variables: str) -> dict[str, Any]:

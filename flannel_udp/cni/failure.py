@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 VERSION = 1  # of the specification: not known, or too old for this verb
 UNSUPPORTED = 2  # a key that must not be there
 UNKNOWN_CONTAINER = 3
@@ -32,3 +34,13 @@ class Failure(Exception):
     def fields(self) -> dict[str, object]:
         """The error object, but for its cniVersion."""
         return {"code": self.code, "msg": self.message, **({"details": self.details} if self.details else {})}
+
+
+def log(line: str) -> None:
+    """Tell it on stderr, if anybody has one there: what becomes of a log line is no matter of the call's."""
+    if sys.stderr is None:  # which print would take for stdout
+        return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # full, or its reader gone
+        return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import sys
 from pathlib import Path
@@ -80,9 +81,10 @@ def install(bin_dir: Path, conf_dir: Path | None = None, version: str = DEFAULT_
     network = json.dumps(conflist(version), indent=2) + "\n"
     try:
         there = conf_dir / CONFLIST if conf_dir else None
-        if there and there.exists() and there.read_text() != network:
+        if there and there.exists() and there.read_bytes() != network.encode():
             raise PluginError(f"{there} is there and differs: move it away, or leave --conf-dir out; nothing was done")
         done = _install_plugin(bin_dir)
+        compileall.compile_dir(Path(__file__).parents[1], quiet=2)  # who runs it may not be able to write there
         if there:
             write_whole(there, network)
             done.append(f"{there}: network cbr0, CNI {version}")

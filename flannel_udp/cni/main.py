@@ -20,9 +20,12 @@ CNI versions supported: {', '.join(call.VERSIONS)}"""
 
 def main() -> None:
     """Serve one call and end the process, without the time that an orderly end of the interpreter takes."""
-    status = serve()
-    sys.stderr.flush()
-    os._exit(status)
+    import signal
+
+    if sys.stderr is None:
+        os.open(os.devnull, os.O_RDWR)  # else the next file opened would be what delegates write their errors to
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller that ignores it would have us learn of no delegate's end
+    os._exit(serve())
 
 
 def serve() -> int:
@@ -35,7 +38,7 @@ def serve() -> int:
         return _say(answer) if answer is not None else 0
     except Failure as error:
         if not os.environ.get("CNI_COMMAND"):
-            print(ABOUT, file=sys.stderr)  # somebody looks what this program is
+            failure.log(ABOUT)  # somebody looks what this program is
         return _tell(error, said)
     except Exception as error:  # a runtime must be able to read whatever happens
         return _tell(Failure(failure.INTERNAL, "the plugin failed", repr(error)), said)
@@ -43,8 +46,9 @@ def serve() -> int:
 
 def _read(verb: str) -> dict[str, Any]:
     """The configuration on stdin; VERSION may come without."""
+    bare = verb == "VERSION" and (sys.stdin is None or sys.stdin.isatty())
     try:
-        data = b"" if verb == "VERSION" and sys.stdin.isatty() else sys.stdin.buffer.read()
+        data = b"" if bare else sys.stdin.buffer.read()
     except (OSError, AttributeError) as error:  # AttributeError: stdin is closed
         raise Failure(failure.INPUT_OUTPUT, "stdin cannot be read", str(error)) from None
     return {} if verb == "VERSION" and not data.strip() else call.decode(data)
@@ -63,6 +67,6 @@ def _say(answer: Mapping[str, Any]) -> int:
         while rest:
             rest = rest[os.write(1, rest):]  # sys.stdout is missing where the caller has closed it
     except OSError as error:
-        print(f"flannel-udp: stdout: {error.strerror}", file=sys.stderr)
+        failure.log(f"flannel-udp: stdout: {error.strerror}")
         return 1
     return 0

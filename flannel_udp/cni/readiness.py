@@ -33,8 +33,11 @@ def daemon_trouble(socket: Path) -> str:
 
     No socket is no fault: flannel's own daemon has none, and ours may have been told another --run-dir.
     """
-    if not socket.exists():
-        return ""
+    try:
+        if not socket.exists():
+            return ""
+    except OSError as error:
+        return f"{socket}: {error.strerror}"
     from flannel_udp import control  # costs milliseconds that ADD and DEL need not pay
 
     try:

@@ -21,6 +21,7 @@ import time
 import zlib
 
 from flannel_udp.cni import failure
+from flannel_udp.cni.call import is_interface, is_name
 from flannel_udp.cni.failure import Failure
 from flannel_udp.named import NamedTuple
 from flannel_udp.subnet_env import half_written, write_whole
@@ -64,7 +65,7 @@ def locked(data_dir: Path, container: str | None) -> Iterator[None]:
     The folder is made where it is missing.
     """
     start, length = (0, 0) if container is None else (zlib.crc32(container.encode()) % _BYTES, 1)
-    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    wanted, done = (struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
     path = data_dir / LOCK
     deadline = time.monotonic() + PATIENCE
     with _told(data_dir):
@@ -77,7 +78,10 @@ def locked(data_dir: Path, container: str | None) -> Iterator[None]:
             if _stands(fd, path):
                 # What this process starts goes on when it is killed, and must be waited for then.
                 os.set_inheritable(fd, True)
-                yield
+                try:
+                    yield
+                finally:
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, done)  # also for what a delegate has left running
                 return
         finally:
             os.close(fd)
@@ -102,11 +106,18 @@ def _stands(fd: int, path: Path) -> bool:
     return False
 
 
-def find(data_dir: Path, attachment: Attachment) -> Record | None:
-    """The record of this attachment, or of an unnamed one of its container; Failure when the file cannot be read."""
+def there(data_dir: Path) -> bool:
+    """Whether there may be records; Failure when that cannot be told."""
+    with _told(data_dir):
+        return data_dir.is_dir()
+
+
+def find(data_dir: Path, attachment: Attachment, network: str) -> Record | None:
+    """The record of this attachment, or an unnamed one of its container and network; Failure when one is unreadable."""
     for path in _paths(data_dir, attachment):
         record = read(path)
-        if record and record.interface in (attachment.interface, None):
+        if record and (record.interface == attachment.interface
+                       or (record.interface is None and (record.configuration or {}).get("name", network) == network)):
             return record
     return None
 
@@ -120,16 +131,22 @@ def read(path: Path) -> Record | None:
             return None
     try:
         said = json.loads(data)
-        whole = isinstance(said, dict) and isinstance(said.get("type"), str)
+        whole = _is_record(said)
     except (ValueError, RecursionError):
         whole = False
     named = path.name.partition("@")[2] or None
     return Record(path, said, said.pop(OWNER, named)) if whole else Record(path, None, named)
 
 
+def _is_record(said: Any) -> bool:  # noqa: ANN401 - whatever JSON holds
+    if not isinstance(said, dict) or not isinstance(said.get("ipam"), dict):
+        return False
+    return all(isinstance(text, str) for text in (said.get("type"), said["ipam"].get("type"), said.get(OWNER, "")))
+
+
 def write(data_dir: Path, attachment: Attachment, configuration: dict[str, Any]) -> Path:
     """Keep what is about to be delegated; Failure when that cannot be done, or the attachment has a record already."""
-    record = find(data_dir, attachment)
+    record = find(data_dir, attachment, configuration["name"])
     if record and record.interface:
         raise Failure(failure.ADDED_BEFORE, f"{attachment} is there",
                       f"DEL comes first: {record.path} tells how it was added")  # fmt: skip
@@ -152,14 +169,28 @@ def sweep(data_dir: Path, attachment: Attachment) -> None:
         remove(half_written(path))
 
 
-def of_network(data_dir: Path, name: str) -> Iterator[Record]:
-    """All records of a network, and those that are damaged; what is not a record is left alone."""
+def files(data_dir: Path) -> list[Path]:
+    """All files that are named as records are."""
     with _told(data_dir):
-        files = sorted(path for path in data_dir.iterdir() if not path.name.startswith(".") and path.is_file())
-    for path in files:
-        record = read(path)
-        if record and (record.configuration is None or record.configuration.get("name") == name):
-            yield record
+        return sorted(path for path in data_dir.iterdir() if _is_named_so(path.name) and path.is_file())
+
+
+def _is_named_so(name: str) -> bool:
+    container, at, interface = name.partition("@")
+    return is_name(container) and (not at or is_interface(interface))
+
+
+def belongs(record: Record, network: str) -> bool:
+    """Whether a record is this network's. One that was torn off in the writing may be any's; other files are none."""
+    if record.configuration is not None:
+        return record.configuration.get("name") == network
+    with _told(record.path):
+        data = record.path.read_bytes()
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return data[:1] in (b"", b"{", b"\0")  # a power cut leaves nothing, a beginning, or zeros
+    return False
 
 
 def tidy(data_dir: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 
 from flannel_udp.cni import call, delegate, failure, records
 from flannel_udp.cni.failure import Failure
@@ -43,12 +42,13 @@ def add(asked: Call) -> Answer:
 def delete(asked: Call) -> None:
     """Undo what was delegated; nothing to undo is success."""
     network = asked.network
-    if not network.data_dir.is_dir():
+    if not records.there(network.data_dir):
         return
     with records.locked(network.data_dir, asked.attachment.container):
-        record = records.find(network.data_dir, asked.attachment)
+        record = records.find(network.data_dir, asked.attachment, network.name)
         if record:
-            _undo(network, record)
+            # A path that leads to the node's own namespace by now: the container's has gone.
+            _undo(network, record, **({"CNI_NETNS": ""} if call.own_netns(os.environ) else {}))
             records.remove(record.path)
         records.sweep(network.data_dir, asked.attachment)
 
@@ -56,7 +56,7 @@ def delete(asked: Call) -> None:
 def check(asked: Call) -> None:
     """See that the container is still reached: our record, the daemon, the subnet, then the delegated plugin's part."""
     network, attachment = asked.network, asked.attachment
-    record = records.find(network.data_dir, attachment)
+    record = records.find(network.data_dir, attachment, network.name)
     if record is None:
         raise Failure(failure.UNKNOWN_CONTAINER, f"{attachment} is not there", f"no record in {network.data_dir}")
     if record.configuration is None:
@@ -92,7 +92,7 @@ def collect(asked: Call) -> None:
     """
     network = asked.network
     errors: list[Failure] = []
-    if not network.data_dir.is_dir():
+    if not records.there(network.data_dir):
         _forward(network, None, errors)
     else:
         with records.locked(network.data_dir, None):
@@ -139,10 +139,13 @@ def _undo(network: Network, record: Record, **variables: str) -> None:
 def _collect_invalid(network: Network, errors: list[Failure]) -> Mapping[str, Any] | None:
     """Undo all attachments but the valid ones; the last configuration that was found."""
     last = None
-    for record in list(records.of_network(network.data_dir, network.name)):
-        last = record.configuration or last
-        if not _is_valid(record, network.valid):
-            with _noted(errors):
+    for path in records.files(network.data_dir):
+        with _noted(errors):
+            record = records.read(path)
+            if record is None or not records.belongs(record, network.name):
+                continue
+            last = record.configuration or last
+            if not _is_valid(record, network.valid):
                 _collect(network, record)
     return last
 
@@ -212,7 +215,8 @@ def _with_gateways(result: Answer) -> Answer:
 
     To the specification that is the same (section 5); the bridge plugin makes such a route, and CHECK then misses it.
     """
-    gateways = {":" in ip["gateway"]: ip["gateway"] for ip in result.get("ips") or () if ip.get("gateway")}
+    ips = reversed(result.get("ips") or ())  # so that the first of a family counts
+    gateways = {":" in ip["gateway"]: ip["gateway"] for ip in ips if ip.get("gateway")}
     routes = [{**route, "gw": route.get("gw") or gateways.get(":" in route["dst"])}
               for route in result.get("routes") or ()]  # fmt: skip
     return {**result, "routes": routes}
@@ -223,4 +227,4 @@ def _version(network: Network) -> dict[str, str]:
 
 
 def _log(line: str) -> None:
-    print(f"flannel-udp: {line}", file=sys.stderr)
+    failure.log(f"flannel-udp: {line}")

@@ -63,8 +63,9 @@ class Done:
         return answer
 
     def succeeded(self) -> dict[str, Any]:
-        """See that it did, and give its answer, if it has one."""
+        """See that it did, and give its answer; empty where there is none, not even an empty one."""
         assert self.status == 0, self
+        assert self.stdout != "{}\n"
         return self.answer if self.stdout else {}
 
     def failed(self, code: int, *words: str) -> None:

@@ -52,11 +52,10 @@ def refused(
     *(("ADD", {"IFNAME": name}, 4, "CNI_IFNAME") for name in (
         ".", "..", "a/b", "a:b", "a b", "a\tb", "sixteen-letters-", "ä" * 8, "a\u00a0b")),
     ("ADD", {"NETNS": "/proc/self/ns/net"}, 8, "CNI_NETNS"),
-    ("DEL", {"NETNS": "/proc/self/ns/net"}, 8, "CNI_NETNS"),
     ("CHECK", {"NETNS": "/proc/self/ns/net"}, 8, "CNI_NETNS"),
 ])  # fmt: skip
 def test_variables(shared: World, verb: str, changes: dict[str, str | None], code: int, word: str) -> None:
-    refused(shared, verb, shared.network(prevResult=PREVIOUS), changes, code, word)
+    refused(shared, verb, shared.network(prevResult=PREVIOUS, **{"cni.dev/valid-attachments": []}), changes, code, word)
 
 
 @pytest.mark.parametrize(("data", "word"), [
@@ -64,6 +63,8 @@ def test_variables(shared: World, verb: str, changes: dict[str, str | None], cod
         b"", b" \n", b"nonsense", b"{", b'{"name": }', b"\xff\xfe{}", b'{"name": "\xe4"}', b"{} {}", b"\x00",
         b"{'name': 'net1'}", b'{"n": ' + b"9" * 5000 + b"}")),
     (b'{"mtu": NaN}', "NaN"),
+    (b'{"mtu": 1e999}', "1e999 is too large"),
+    (b'{"mtu": -1e999}', "-1e999 is too large"),
     (b'{"mtu": -Infinity}', "-Infinity"),
     (b"[" * 100_000, "nested too deeply"),
     *((data, "not a JSON object") for data in (b"[]", b'"text"', b"null", b"7")),
@@ -93,6 +94,12 @@ def test_configurations_that_are_none(shared: World, verb: str, data: bytes, wor
     ("STATUS", {"subnetFile": "subnet.env"}, 7, "an absolute path"),
     ("DEL", {"dataDir": ["/data"]}, 7, "dataDir"),
     ("DEL", {"dataDir": "/da\u0000ta"}, 7, "dataDir"),
+    ("DEL", {"dataDir": "/\ud800"}, 7, "dataDir"),
+    ("ADD", {"subnetFile": "/" + "n" * 5000}, 7, "subnetFile"),
+    *((verb, {"dataDir": "/" + "n" * 300, "cni.dev/valid-attachments": []}, 5, "File name too long")
+      for verb in ("ADD", "DEL", "GC")),
+    ("STATUS", {"controlSocket": "/" + "n" * 300}, 51, "File name too long"),
+    ("CHECK", {"prevResult": {"ips": [{"address": "10.5.52.2/24", "gateway": 5}]}}, 7, "gateways are texts"),
     ("CHECK", {"controlSocket": "control.sock"}, 7, "controlSocket"),
     ("ADD", {"delegate": "bridge"}, 7, "expected an object"),
     ("ADD", {"delegate": []}, 7, "delegate []"),
@@ -187,6 +194,24 @@ def test_version_at_a_terminal_does_not_wait_for_input(shared: World) -> None:
     assert json.loads(done.stdout)["supportedVersions"] == list(VERSIONS)
     os.close(ours)
     os.close(theirs)
+
+
+def test_version_without_stdin(shared: World) -> None:
+    command = ["sh", "-c", f"{shared.bin}/flannel <&-"]
+    done = subprocess.run(command, env={"CNI_COMMAND": "VERSION"}, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["supportedVersions"] == list(VERSIONS)
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_a_stderr_that_takes_nothing_changes_nothing(tmp_path: Path, stderr: str) -> None:
+    world = World(tmp_path)
+    world.call("ADD").succeeded()
+    (world.data / "c1").write_bytes(b"")
+    world.env.unlink()  # so that DEL has something to log
+    script = f"{world.bin}/flannel {stderr} <{world.root}/stdin"
+    done = subprocess.run(["sh", "-c", script], env=world.environment("DEL", {}), stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert world.records() == set()
 
 
 def test_version_of_nonsense(shared: World) -> None:

@@ -127,6 +127,31 @@ def test_files_of_flannels_plugin_are_understood(world: World) -> None:
     assert world.records() == {"c1@net1"}
 
 
+def test_an_unnamed_file_of_another_network_is_not_this_ones(world: World) -> None:
+    theirs = {"type": "bridge", "name": "net2", "ipam": {"type": "host-local"}}
+    world.data.mkdir()
+    (world.data / "c1").write_text(json.dumps(theirs))
+    world.call("DEL").succeeded()
+    assert world.calls() == []
+    assert world.records() == {"c1"}
+
+
+def test_del_where_the_path_of_the_namespace_leads_to_the_nodes_own_by_now(world: World) -> None:
+    world.call("ADD").succeeded()
+    world.calls()
+    world.call("DEL", NETNS="/proc/self/ns/net").succeeded()
+    (deleted,) = world.calls()
+    assert (deleted.verb, deleted.netns) == ("DEL", "")
+    assert world.records() == set()
+
+
+def test_a_caller_that_ignores_the_end_of_its_children(world: World) -> None:
+    (world.root / "stdin").write_text(json.dumps(world.network()))
+    script = f"trap '' CHLD; exec {world.bin}/flannel <{world.root}/stdin"
+    done = subprocess.run(["bash", "-c", script], env=world.environment("ADD", {}), capture_output=True, check=True)
+    assert json.loads(done.stdout)["ips"]
+
+
 # -- trouble with files -----------------------------------------------------------------------------------------------
 
 
@@ -217,6 +242,13 @@ def test_calls_for_one_container_wait_for_each_other_and_others_do_not(world: Wo
             assert deleting.wait(30) == 0
     assert [(one.container, one.verb) for one in world.calls()] == [("c1", "ADD"), ("c2", "ADD"), ("c1", "DEL")]
     assert world.records() == {"c2"}
+
+
+def test_what_a_delegate_leaves_running_holds_nobody_up(world: World) -> None:
+    world.has("bridge", "ADD", f"({world.until(world.root / 'gate')}) >/dev/null 2>&1 &\n")
+    world.call("ADD").succeeded()
+    world.call("DEL").succeeded()  # else it would wait for a minute, and fail
+    (world.root / "gate").touch()
 
 
 def test_del_waits_for_the_delegate_of_an_add_that_was_killed(world: World) -> None:

@@ -225,6 +225,27 @@ def test_gc_of_flannels_files_and_of_damaged_ones(world: World) -> None:
         ("DEL", "c2", "eth0"), ("DEL", "c3", "eth0")]  # fmt: skip
 
 
+def test_gc_leaves_files_alone_that_are_no_records(world: World) -> None:
+    world.data.mkdir()
+    others = {"passwd": "root:x:0:0", "app.json": '{"name": "net1"}', "a b": "", "c1@": "", "list": "[]", "UPPER": "x"}
+    for name, text in others.items():
+        (world.data / name).write_text(text)
+    collect(world).succeeded()
+    assert world.records() == set(others)
+    assert world.verbs() == [("bridge", "GC"), ("host-local", "GC")]
+
+
+def test_gc_goes_on_after_a_file_that_cannot_be_read(world: World) -> None:
+    for container in ("c1", "c2"):
+        world.call("ADD", CONTAINERID=container).succeeded()
+    (world.data / "c1").unlink()
+    (world.data / "c1").symlink_to(world.data / "c1")  # a circle
+    (world.data / "c0").symlink_to("/proc/self/mem")  # reading fails
+    collect(world).failed(5, "c0")
+    assert "c2" not in world.records()
+    assert world.verbs()[-2:] == [("bridge", "GC"), ("host-local", "GC")]
+
+
 def test_gc_goes_on_after_an_error_and_tells_it(world: World) -> None:
     for container in ("c1", "c2", "c3"):
         world.call("ADD", CONTAINERID=container).succeeded()

@@ -61,7 +61,7 @@ def test_a_runtime_can_unplug_the_pod_and_plug_it_in_again(plugged: str) -> None
     script = """set -e
     export CNI_CONTAINERID=node2-pod CNI_NETNS=/run/netns/pod CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin:/usr/lib/cni
     CNI_COMMAND=DEL /run/cni/bin/flannel </run/cni/network.json
-    ls /run/cni/flannel /run/cni/networks/node2; ! ip netns exec pod ip link show eth0
+    ls /run/cni/flannel /run/cni/networks/node2; if ip netns exec pod ip link show eth0; then exit 1; fi
     CNI_COMMAND=ADD /run/cni/bin/flannel </run/cni/network.json >/run/cni/result.json
     ip netns exec pod ip address show eth0 >&2"""
     done = run_at(plugged, "2", "sh", "-c", script)
