@@ -26,7 +26,7 @@ from benchmarks.rivals import machine
 from benchmarks.rivals.contenders.base import peer_program
 from benchmarks.rivals.sample import Failed
 from flannel_udp.cni import call, delegate
-from flannel_udp.cni.install import PLUGIN, install, launcher
+from flannel_udp.cni.install import PLUGIN, install_plugin, launcher
 from flannel_udp.errors import LabError
 from flannel_udp.lab import plug
 from flannel_udp.subnet_env import plugin_env
@@ -64,7 +64,7 @@ class World:
         (folder / "subnet.env").write_text(ENV)
         said = {**SAID, "subnetFile": f"{folder}/subnet.env", "dataDir": f"{folder}/records",
                 "ipam": {"dataDir": f"{folder}/networks"}}  # fmt: skip
-        install(folder / "bin")
+        install_plugin(folder / "bin")
         told = delegate.configure(call.read_network(said), plugin_env(folder / "subnet.env"))
         bridge = next(Path(one, DIRECT) for one in plugins.split(":") if Path(one, DIRECT).is_file())
         self.contenders = {

@@ -83,7 +83,7 @@ def install(bin_dir: Path, conf_dir: Path | None = None, version: str = DEFAULT_
         there = conf_dir / CONFLIST if conf_dir else None
         if there and there.exists() and there.read_bytes() != network.encode():
             raise PluginError(f"{there} is there and differs: move it away, or leave --conf-dir out; nothing was done")
-        done = _install_plugin(bin_dir)
+        done = install_plugin(bin_dir)
         compileall.compile_dir(Path(__file__).parents[1], quiet=2)  # who runs it may not be able to write there
         if there:
             write_whole(there, network)
@@ -93,7 +93,8 @@ def install(bin_dir: Path, conf_dir: Path | None = None, version: str = DEFAULT_
     return done
 
 
-def _install_plugin(bin_dir: Path) -> list[str]:
+def install_plugin(bin_dir: Path) -> list[str]:
+    """Put the plugin alone into `bin_dir`: OSError, or PluginError, when it stays as it was there."""
     plugin, done = bin_dir / PLUGIN, []
     if plugin.exists() and MARK.encode() not in plugin.read_bytes():
         saved = bin_dir / SAVED

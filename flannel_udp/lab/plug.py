@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from flannel_udp.cni.install import PLUGIN, conflist, install
+from flannel_udp.cni.install import PLUGIN, conflist, install_plugin
 from flannel_udp.errors import LabError
 from flannel_udp.lab import layout, namespace
 from flannel_udp.lab.namespace import Namespaces
@@ -46,7 +46,7 @@ def network(node: str) -> dict[str, Any]:
 
 def plug(node: str, plugins: str, pod: Namespaces) -> dict[str, Any]:
     """Plug a pod in; what the plugin answers. To be called at the node."""
-    install(FOLDER / "bin")
+    install_plugin(FOLDER / "bin")
     NETNS.parent.mkdir(exist_ok=True)
     NETNS.touch()
     namespace.mount(f"/proc/self/fd/{pod.descriptors['net']}", str(NETNS), flags=namespace.MS_BIND)

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flannel_udp.cni.install import install
+from flannel_udp.cni.install import install_plugin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,7 @@ class World:
         self.socket = root / "control.sock"
         self.env.write_text(SUBNET_ENV)
         (root / "result").write_text(json.dumps(RESULT))
-        install(self.bin)
+        install_plugin(self.bin)
         for name in ("bridge", "host-local", "other"):
             self.stand_in(name)
 

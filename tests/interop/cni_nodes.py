@@ -14,7 +14,7 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flannel_udp.cni.install import PLUGIN, install
+from flannel_udp.cni.install import PLUGIN, install_plugin
 from flannel_udp.registry import open_registry
 
 from ..conftest import require_commands, require_namespaces, require_tun, wait_until
@@ -75,7 +75,7 @@ class CniNode:
         self.networks = self.folder / "networks"
         self.pods: list[CniPod] = []
         self.plugin = self.folder / "bin" / PLUGIN
-        install(self.plugin.parent)
+        install_plugin(self.plugin.parent)
         (self.folder / "lib").mkdir(parents=True, exist_ok=True)
         self.path = f"{self.plugin.parent}:{delegates}"
         self.version = version

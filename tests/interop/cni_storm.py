@@ -27,7 +27,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flannel_udp.cni.install import install
+from flannel_udp.cni.install import install_plugin
 
 from ..conftest import require
 from ..netns.topology import Place
@@ -114,7 +114,7 @@ class Storm:
         self.records = root / "records"
         self._given = root / "networks" / NETWORK
         self._environment = {"PATH": os.environ["PATH"], "CNI_IFNAME": INTERFACE, "CNI_PATH": str(plugins)}
-        install(root / "bin")
+        install_plugin(root / "bin")
         (root / "subnet.env").write_text(
             f"FLANNEL_NETWORK={OVERLAY}\nFLANNEL_SUBNET={SUBNET[1]}/{SUBNET.prefixlen}\n"
             "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
