@@ -24,9 +24,9 @@ from typing import Any
 
 from flannel_udp import logs
 from flannel_udp.errors import ControlError, FlannelUdpError, InstanceError
+from flannel_udp.paths import SOCKET_NAME
 
 PROTOCOL = 1
-SOCKET_NAME = "control.sock"
 # Our choices: a request is a command and a few words, an answer tells of up to 2^16 peers.
 REQUEST_LIMIT = 64 * 1024
 ANSWER_LIMIT = 64 * 1024 * 1024

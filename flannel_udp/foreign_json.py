@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+
+TYPE_CHECKING = False  # typing costs the CNI plugin too much, see named.py
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 DEPTH_MAX: Final = 100  # our choice: far above any configuration, far below what Python can compare or write back
 

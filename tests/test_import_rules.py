@@ -32,7 +32,7 @@ FLOORS = {
     **dict.fromkeys(DOORS, VALUES),
     **dict.fromkeys(DECISIONS, VALUES | DOORS | DECISIONS),
     **dict.fromkeys(OWNER, VALUES | DOORS | DECISIONS | OWNER),
-    "cni": {"errors", "named", "paths", "subnet_env", "control"},
+    "cni": {"errors", "foreign_json", "named", "paths", "subnet_env", "control"},
     "lab": VALUES | DOORS | DECISIONS | WORDS | {"cni", "daemon"},
     "cli": VALUES | DOORS | DECISIONS | WORDS | {"cni", "daemon", "lab"},
     "__init__": set[str](),

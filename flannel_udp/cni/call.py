@@ -9,8 +9,9 @@ from pathlib import Path
 
 from flannel_udp.cni import failure
 from flannel_udp.cni.failure import Failure
+from flannel_udp.foreign_json import read_json
 from flannel_udp.named import NamedTuple
-from flannel_udp.paths import DEFAULT_RUN_DIR, DEFAULT_SUBNET_FILE
+from flannel_udp.paths import DEFAULT_RUN_DIR, DEFAULT_SUBNET_FILE, SOCKET_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,10 +145,9 @@ def own_netns(environment: Mapping[str, str]) -> bool:
 def decode(data: bytes) -> dict[str, Any]:
     """The JSON object on stdin; Failure when it is none."""
     try:
-        said = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Failure(failure.DECODE, "the configuration on stdin is not JSON", reason) from None
+        said = read_json(data.decode(), parse_constant=_no_constant, parse_float=_finite)
+    except ValueError as error:
+        raise Failure(failure.DECODE, "the configuration on stdin is not JSON", str(error)) from None
     if not isinstance(said, dict):
         raise Failure(failure.DECODE, "the configuration on stdin is not a JSON object", f"found {_short(said)}")
     return said
@@ -188,7 +188,7 @@ def read_network(said: Mapping[str, Any]) -> Network:
     return Network(
         name=name, version=version, subnet_file=_read_path(said, "subnetFile", DEFAULT_SUBNET_FILE),
         data_dir=_read_path(said, "dataDir", DEFAULT_DATA_DIR),
-        control_socket=_read_path(said, "controlSocket", DEFAULT_RUN_DIR / "control.sock"),
+        control_socket=_read_path(said, "controlSocket", DEFAULT_RUN_DIR / SOCKET_NAME),
         delegate=_read_delegate(said), ipam=_read_ipam(said), handed_on=handed_on,
         previous=_read_previous(said),
         valid=_read_valid(said),

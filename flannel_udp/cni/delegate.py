@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 from flannel_udp.cni import failure
 from flannel_udp.cni.failure import Failure
+from flannel_udp.foreign_json import read_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,9 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TYPE = "bridge"
 DEFAULT_IPAM = "host-local"
-# Specification: SIGPIPE and SIGXFSZ of Linux, but for those of MIPS and PA-RISC (signal(7)); importing `signal` costs
-# a millisecond. Python ignores them, and other programs do not expect that.
-_IGNORED = (13, 25)
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python, which other programs do not expect
 
 
 def configure(network: Network, env: PluginEnv) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def _memory(name: str) -> Any:  # noqa: ANN401 - a BufferedRandom, which would c
 
 def _read_answer(name: str, verb: str, status: int, output: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(output) if output.strip() else {}
-    except (ValueError, RecursionError):
+        answer = read_json(output) if output.strip() else {}
+    except ValueError:
         answer = None
     if not isinstance(answer, dict) or (not answer and (status or verb == "ADD")):
         how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 from flannel_udp.cni import call, failure, verbs
@@ -20,8 +21,6 @@ CNI versions supported: {', '.join(call.VERSIONS)}"""
 
 def main() -> None:
     """Serve one call and end the process, without the time that an orderly end of the interpreter takes."""
-    import signal
-
     if sys.stderr is None:
         os.open(os.devnull, os.O_RDWR)  # else the next file opened would be what delegates write their errors to
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller that ignores it would have us learn of no delegate's end

@@ -23,6 +23,7 @@ import zlib
 from flannel_udp.cni import failure
 from flannel_udp.cni.call import is_interface, is_name
 from flannel_udp.cni.failure import Failure
+from flannel_udp.foreign_json import read_json
 from flannel_udp.named import NamedTuple
 from flannel_udp.subnet_env import half_written, write_whole
 
@@ -51,6 +52,8 @@ class Record(NamedTuple):
     """The delegated plugin's; None where the file is damaged."""
     interface: str | None
     """None where flannel's plugin wrote it."""
+    torn: bool = False
+    """Torn off in the writing: a power cut leaves nothing, a beginning, or zeros."""
 
     @property
     def container(self) -> str:
@@ -129,13 +132,12 @@ def read(path: Path) -> Record | None:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-    try:
-        said = json.loads(data)
-        whole = _is_record(said)
-    except (ValueError, RecursionError):
-        whole = False
     named = path.name.partition("@")[2] or None
-    return Record(path, said, said.pop(OWNER, named)) if whole else Record(path, None, named)
+    try:
+        said = read_json(data)
+    except ValueError:
+        return Record(path, None, named, torn=data[:1] in (b"", b"{", b"\0"))
+    return Record(path, said, said.pop(OWNER, named)) if _is_record(said) else Record(path, None, named)
 
 
 def _is_record(said: Any) -> bool:  # noqa: ANN401 - whatever JSON holds
@@ -182,15 +184,7 @@ def _is_named_so(name: str) -> bool:
 
 def belongs(record: Record, network: str) -> bool:
     """Whether a record is this network's. One that was torn off in the writing may be any's; other files are none."""
-    if record.configuration is not None:
-        return record.configuration.get("name") == network
-    with _told(record.path):
-        data = record.path.read_bytes()
-    try:
-        json.loads(data)
-    except (ValueError, RecursionError):
-        return data[:1] in (b"", b"{", b"\0")  # a power cut leaves nothing, a beginning, or zeros
-    return False
+    return record.torn if record.configuration is None else record.configuration.get("name") == network
 
 
 def tidy(data_dir: Path) -> None:
