@@ -90,9 +90,8 @@ class World:
                 pod.close()
 
     def _time(self, contender: Contender, verb: str, pod: Place) -> float:
-        netns = f"/proc/{os.getpid()}/fd/{pod.namespaces.descriptors['net']}"
         environment = {"PATH": os.environ["PATH"], "CNI_COMMAND": verb, "CNI_CONTAINERID": pod.name,
-                       "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": self.plugins}  # fmt: skip
+                       "CNI_NETNS": pod.path, "CNI_IFNAME": "eth0", "CNI_PATH": self.plugins}  # fmt: skip
         said = json.dumps(contender.said).encode()
         with self.node.entered():
             begin = time.perf_counter()

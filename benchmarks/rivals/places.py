@@ -26,8 +26,7 @@ class Cable:
 
     def __init__(self) -> None:
         self.one, self.two = self.nodes = Node(1), Node(2)
-        into = f"/proc/{os.getpid()}/fd/{self.two.namespaces.descriptors['net']}"
-        self.one.ip(f"link add {INTERFACE} type veth peer name {INTERFACE} netns {into}")
+        self.one.ip(f"link add {INTERFACE} type veth peer name {INTERFACE} netns {self.two.path}")
         for node in self.nodes:
             node.ip(
                 f"addr add {node.address}/24 dev {INTERFACE}",

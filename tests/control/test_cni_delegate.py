@@ -1,7 +1,6 @@
 """What the CNI plugin has the delegated plugin do: its configuration, key by key, and its answers."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -163,12 +162,9 @@ def test_it_has_our_environment_and_stderr_and_usual_signals(world: World) -> No
 
 
 def test_a_reader_that_left_ends_in_an_error_and_not_a_traceback(world: World) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
     process = world.start("ADD")
     assert process.stdout
     process.stdout.close()
-    os.close(writing)
     assert process.stderr
     with process:
         told = process.stderr.read().decode()

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 from ipaddress import ip_interface
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flannel_udp.cni.install import PLUGIN, install_plugin
@@ -25,12 +24,12 @@ from ..netns.topology import UNDERLAY6, Place, Topology
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
+    from pathlib import Path
 
 Ports = list[dict[str, object]]
 
 NETWORK = "pods"
 DUAL_STACK = {"Network": "10.5.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}
-PROBES = "net/ipv6/conf/default/accept_dad"
 _AS_VAR_LIB = 'mount --bind "$0" /var/lib && exec "$@"'
 
 
@@ -56,15 +55,6 @@ def ready_daemons(root: Path, config: dict[str, object], count: int, *options: s
         yield daemons
 
 
-class CniPod(Place):
-    """A namespace that has nothing yet."""
-
-    @property
-    def path(self) -> str:
-        """What a runtime calls it by."""
-        return f"/proc/{os.getpid()}/fd/{self.namespaces.descriptors['net']}"
-
-
 class CniNode:
     """A node with a daemon, and what a runtime has there: a network's configuration, plugins, pods."""
 
@@ -73,7 +63,7 @@ class CniNode:
         self.folder = daemon.home / f"cni-{version}-{delegates.name}"
         self.records = self.folder / "records"
         self.networks = self.folder / "networks"
-        self.pods: list[CniPod] = []
+        self.pods: list[Place] = []
         self.plugin = self.folder / "bin" / PLUGIN
         install_plugin(self.plugin.parent)
         (self.folder / "lib").mkdir(parents=True, exist_ok=True)
@@ -88,14 +78,13 @@ class CniNode:
         conflist = {"cniVersion": version, "name": NETWORK, "plugins": [self.network, portmap]}
         (self.folder / "pods.conflist").write_text(json.dumps(conflist))
 
-    def add_pod(self) -> CniPod:
+    def add_pod(self) -> Place:
         """A pod that is not plugged in."""
-        pod = CniPod(f"{self.node.name}-pod{len(self.pods)}")
-        pod.call(_no_probes)
+        pod = Place(f"{self.node.name}-pod{len(self.pods)}")
         self.pods.append(pod)
         return pod
 
-    def cnitool(self, verb: str, pod: CniPod, ports: Ports | None = None) -> subprocess.CompletedProcess[str]:
+    def cnitool(self, verb: str, pod: Place, ports: Ports | None = None) -> subprocess.CompletedProcess[str]:
         """Have cnitool call all plugins of the network."""
         environment = {"NETCONFPATH": str(self.folder), "CNI_PATH": self.path, "PATH": os.environ["PATH"],
                        "CAP_ARGS": json.dumps({"portMappings": ports}) if ports else ""}  # fmt: skip
@@ -103,14 +92,14 @@ class CniNode:
         return self.node.run("env", "-i", *words, "unshare", "--mount", "sh", "-c", _AS_VAR_LIB, f"{self.folder}/lib",
                              peer("cnitool"), verb, NETWORK, pod.path, check=False)  # fmt: skip
 
-    def add(self, pod: CniPod, ports: Ports | None = None) -> dict[str, Any]:
+    def add(self, pod: Place, ports: Ports | None = None) -> dict[str, Any]:
         """Plug a pod in by cnitool; the result."""
         done = self.cnitool("add", pod, ports)
         assert done.returncode == 0, done.stdout + done.stderr
         result: dict[str, Any] = json.loads(done.stdout)
         return result
 
-    def call(self, verb: str, pod: CniPod, plugin: Path, container: str) -> subprocess.CompletedProcess[str]:
+    def call(self, verb: str, pod: Place, plugin: Path, container: str) -> subprocess.CompletedProcess[str]:
         """Call one plugin, ours or flannel's."""
         said = json.dumps({**self.network, "cniVersion": self.version, "name": NETWORK})
         words = [f"CNI_COMMAND={verb}", f"CNI_CONTAINERID={container}", f"CNI_NETNS={pod.path}", "CNI_IFNAME=eth0",
@@ -143,11 +132,7 @@ def addresses(result: dict[str, Any]) -> list[str]:
     return [str(ip_interface(ip["address"]).ip) for ip in result["ips"]]
 
 
-def held(pod: CniPod) -> set[str]:
+def held(pod: Place) -> set[str]:
     """The addresses of eth0 by the kernel's word."""
     shown = json.loads(pod.run("ip", "-j", "address", "show", "eth0").stdout)
     return {f"{one['local']}/{one['prefixlen']}" for one in shown[0]["addr_info"] if one["scope"] == "global"}
-
-
-def _no_probes() -> None:
-    Path("/proc/sys", PROBES).write_text("0")

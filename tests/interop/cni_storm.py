@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import threading
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flannel_udp.cni.install import install_plugin
 
 from ..conftest import require
+from ..netns.real_flannel import peer
 from ..netns.topology import Place
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ TRACES = ("record", "link", "address")
 THREADS = 12
 _CALL_DEADLINE = 60.0
 _DEBIAN = Path("/usr/lib/cni")
-_BUILD = Path(__file__).parent / "peers" / "build"
-_BUILT = _BUILD.parents[3] / ".cache" / "peers" / "bin"
 _NEEDED = ("bridge", "host-local", "portmap")
 
 
@@ -78,10 +76,8 @@ def debian() -> Path:
 
 def reference() -> Path:
     """Where the plugins of go.mod's version are built."""
-    require(all((_BUILT / name).exists() for name in _NEEDED) or shutil.which("go"), "needs go (1.26)")
-    for name in _NEEDED:
-        subprocess.run([_BUILD, name], stdout=subprocess.DEVNULL, check=True, timeout=600)
-    return _BUILT
+    first, *_ = [Path(peer(name)).parent for name in _NEEDED]  # one folder
+    return first
 
 
 def tardy(plugins: Path, folder: Path, verb: str) -> Path:
@@ -140,7 +136,7 @@ class Storm:
             "subnetFile": f"{self._folder}/subnet.env", "ipam": {"dataDir": f"{self._given.parent}"}}  # fmt: skip
         if verb == "GC":
             network["cni.dev/valid-attachments"] = [{"containerID": name, "ifname": INTERFACE} for name in valid]
-        named = {"CNI_CONTAINERID": container, "CNI_NETNS": self._netns(container)} if container else {}
+        named = {"CNI_CONTAINERID": container, "CNI_NETNS": self.pods[container].path} if container else {}
         with self.node.entered():
             # stderr is no pipe: who goes on after the plugin's end would keep it open.
             process = subprocess.Popen(
@@ -155,9 +151,6 @@ class Storm:
                 _strike(process, blow)
             output, _ = process.communicate(timeout=_CALL_DEADLINE)
         return Done(process.returncode, json.loads(output) if output else {})
-
-    def _netns(self, container: str) -> str:
-        return f"/proc/{os.getpid()}/fd/{self.pods[container].namespaces.descriptors['net']}"
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

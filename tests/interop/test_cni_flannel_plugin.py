@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ..netns.real_flannel import peer
-from .cni_nodes import DUAL_STACK, CniNode, CniPod, held, ready_daemons
+from .cni_nodes import DUAL_STACK, CniNode, held, ready_daemons
 from .cni_storm import debian, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..netns.node_daemon import Daemon
+    from ..netns.topology import Place
 
 OWNER = "flannel-udp/ifname"
 
@@ -43,7 +44,7 @@ def theirs() -> Path:
     return Path(peer("flannel"))
 
 
-def succeed(node: CniNode, verb: str, pod: CniPod, plugin: Path, container: str = "c1") -> str:
+def succeed(node: CniNode, verb: str, pod: Place, plugin: Path, container: str = "c1") -> str:
     done = node.call(verb, pod, plugin, container)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -14,7 +14,7 @@ from flannel_udp.cni.install import conflist
 
 from ..netns.real_flannel import peer
 from ..netns.transfer import transfer
-from .cni_nodes import DUAL_STACK, CniNode, CniPod, addresses, held, ready_daemons
+from .cni_nodes import DUAL_STACK, CniNode, addresses, held, ready_daemons
 from .cni_storm import debian, reference
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..netns.node_daemon import Daemon
+    from ..netns.topology import Place
 
 CONFIGS: dict[str, dict[str, object]] = {
     "ipv4": {"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}},
@@ -70,7 +71,7 @@ def test_pods_of_two_nodes_are_plugged_in_talk_and_leave_nothing(nodes: list[Cni
         assert node.kept() == node.links() == node.reserved() == set()
 
 
-def talk(pods: list[CniPod], results: list[dict[str, object]]) -> None:
+def talk(pods: list[Place], results: list[dict[str, object]]) -> None:
     """By each address, from either to the other; and a transfer."""
     for here, there in ((0, 1), (1, 0)):
         for address in addresses(results[there]):
@@ -80,7 +81,7 @@ def talk(pods: list[CniPod], results: list[dict[str, object]]) -> None:
         transfer(pods[0], pods[1], ip_address(address), SIZE)
 
 
-def checks(node: CniNode, pod: CniPod) -> None:
+def checks(node: CniNode, pod: Place) -> None:
     """CHECK, where the version has it, finds the pod well, and tells when it is not."""
     if node.version == "0.3.1":
         return
@@ -101,7 +102,7 @@ def test_a_port_of_the_node_leads_to_the_pod(nodes: list[CniNode]) -> None:
     assert one.cnitool("del", pod, [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]).returncode == 0
 
 
-def serve_and_fetch(pod: CniPod, other: CniNode, node_address: str, pod_address: str) -> bytes:
+def serve_and_fetch(pod: Place, other: CniNode, node_address: str, pod_address: str) -> bytes:
     """What comes from port 80 of the pod to the other node, which asks for port 8080 of the pod's node."""
     with pod.entered():
         listener = socket.create_server((pod_address, 80))
@@ -162,7 +163,7 @@ def usual_delegate() -> object:
     return plugins[0]["delegate"]
 
 
-def plugged(node: CniNode, env: Path, subnet: str, pod: CniPod, container: str) -> str:
+def plugged(node: CniNode, env: Path, subnet: str, pod: Place, container: str) -> str:
     """Plug a pod in while the node has this subnet; its address."""
     env.write_text(f"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
     done = node.call("ADD", pod, node.plugin, container)

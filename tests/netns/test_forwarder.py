@@ -159,8 +159,7 @@ def narrow(topology: MakeTopology) -> Iterator[tuple[Agent, Agent]]:
     """Nodes 1 and 2 with node 3 as a router between them, whose link to node 2 carries 1300 bytes."""
     require_tun()
     node1, node2, router = topology(3).nodes
-    port = f"/proc/{os.getpid()}/fd/{node2.namespaces.descriptors['net']}"
-    router.ip(f"link add narrow mtu 1300 type veth peer name narrow mtu 1300 netns {port}", "link set narrow up",
+    router.ip(f"link add narrow mtu 1300 type veth peer name narrow mtu 1300 netns {node2.path}", "link set narrow up",
               "addr add 198.51.100.1/24 dev narrow")
     node2.ip("link set narrow up", "addr add 198.51.100.2/24 dev narrow", f"route add {node1.address} via 198.51.100.1")
     node1.ip(f"route add 198.51.100.0/24 via {router.address}")

@@ -45,6 +45,11 @@ class Place:
             namespace.write_sysctl("net/ipv6/conf/default/accept_dad", 0)  # addresses are usable at once
         self.ip("link set lo up")
 
+    @property
+    def path(self) -> str:
+        """A file name of the namespace, for programs, as long as this process lives."""
+        return f"/proc/{os.getpid()}/fd/{self.namespaces.descriptors['net']}"
+
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Have this thread inside for the block; sockets and processes made there stay inside."""
@@ -149,9 +154,8 @@ class Node(Place):
 
 def join(place: Place, interface: str, other: Place, bridge: str, port: str, mtu: int) -> None:
     """Lay a veth cable from `interface` in `place` to `port` of the bridge in `other`; both ends are up."""
-    into = f"/proc/{os.getpid()}/fd/{place.namespaces.descriptors['net']}"
     other.ip(
-        f"link add {port} mtu {mtu} type veth peer name {interface} mtu {mtu} netns {into}",
+        f"link add {port} mtu {mtu} type veth peer name {interface} mtu {mtu} netns {place.path}",
         f"link set {port} master {bridge} up",
     )
     place.ip(f"link set {interface} up")
