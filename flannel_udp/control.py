@@ -188,7 +188,7 @@ def _listen(path: Path) -> socket.socket:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
                 _bind(listener, Path(private, SOCKET_NAME), path)
-            except BaseException:
+            except BaseException:  # raised again: the descriptor is nobody else's yet
                 listener.close()
                 raise
             return listener

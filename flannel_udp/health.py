@@ -198,7 +198,7 @@ def _bound(address: str, port: int, *, both: bool) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
         listener.bind((address, port))
         listener.listen(BACKLOG)
-    except BaseException:
+    except BaseException:  # raised again: the descriptor is nobody else's yet
         listener.close()
         raise
     return listener

@@ -52,7 +52,7 @@ def _open_locked(path: Path) -> int:
                     os.truncate(fd, 0)
                     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
                     return fd
-        except BaseException:
+        except BaseException:  # raised again: an open descriptor would keep the lock
             os.close(fd)
             raise
         os.close(fd)

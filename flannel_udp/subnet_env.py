@@ -125,7 +125,7 @@ def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
             os.fchmod(fd, mode)
             os.fsync(fd)
         fresh.replace(path)
-    except BaseException:
+    except BaseException:  # raised again: half a file must not stay
         fresh.unlink(missing_ok=True)
         raise
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -109,7 +109,7 @@ def start(nodes: int, name: str, overlay: layout.Overlay) -> "StartedLab":
         started = StartedLab(name, nodes, overlay, door)
     try:
         started.wait_ready()
-    except BaseException:
+    except BaseException:  # Ctrl-C too: raised again, when nothing is left of the lab
         started.close()
         raise
     return started
@@ -230,7 +230,7 @@ def _in_child(action: Callable[[], int]) -> NoReturn:
         status = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader has left (head, less)
         status = 128 + signal.SIGPIPE
-    except BaseException:
+    except BaseException:  # a forked child must end here, and not in its parent's code: shown, not raised
         sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(BrokenPipeError):

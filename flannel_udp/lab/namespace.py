@@ -137,6 +137,6 @@ def created(*kinds: Kind) -> Iterator[Namespaces]:
         place = here(kinds)
         try:
             yield place
-        except BaseException:
+        except BaseException:  # raised again: the caller got no place to close
             place.close()
             raise

@@ -180,7 +180,7 @@ class SqliteRegistry:
                 yield db
                 after = db.execute("SELECT revision FROM meta").fetchone()
                 db.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # raised again: an open transaction would lock all others out
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise

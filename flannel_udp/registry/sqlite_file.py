@@ -45,7 +45,7 @@ class SqliteFile:
         )
         try:
             patience.insist(self._prepare)
-        except BaseException:
+        except BaseException:  # raised again: the caller got nothing to close
             self.db.close()
             raise
 

@@ -45,7 +45,7 @@ def make(name: str, cable: Cable, place: int) -> Contender:
         made.start()
         wait_until(lambda: _passes(made), f"{name}: an answer from {made.target}", pause=0.005)
         made.seconds_to_packet = time.monotonic() - begin
-    except BaseException:
+    except BaseException:  # Ctrl-C too: what was started must not outlive the run
         made.close()
         raise
     return made
